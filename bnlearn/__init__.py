@@ -1,0 +1,59 @@
+"""Batch normalisation, from the formula to your own model: the companion package of the book.
+
+``import bnlearn`` costs next to nothing: it loads NumPy and no framework. What you name is loaded when you name it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bnlearn import datasets, functional, gradcheck, layers, training, viz
+    from bnlearn.functional import batch_norm, batch_norm_backward, update_running
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "batch_norm",
+    "batch_norm_backward",
+    "datasets",
+    "functional",
+    "gradcheck",
+    "layers",
+    "training",
+    "update_running",
+    "viz",
+]
+
+_FUNCTIONS = {"batch_norm", "batch_norm_backward", "update_running"}
+
+# Two distributions on PyPI share the import name, and pip merges their folders without a word.
+_FOREIGN = ("bnlearn.py", "structure_learning.py", "parameter_learning.py")
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Raise ImportError if files of PyPI's other ``bnlearn`` lie in ``folder``."""
+    foreign = [name for name in _FOREIGN if (folder / name).exists()]
+    if foreign:
+        raise ImportError(
+            f"two packages named bnlearn are mixed in {folder}: 'batchnorm-learn' (batch normalisation, this one) and "
+            f"'bnlearn' (Bayesian networks, which {', '.join(foreign)} belongs to). Keep one per environment: "
+            "pip uninstall -y bnlearn batchnorm-learn && pip install batchnorm-learn"
+        )
+
+
+_refuse_foreign_files(Path(__file__).parent)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FUNCTIONS:
+        return getattr(import_module("bnlearn.functional"), name)
+    if name in __all__:
+        return import_module(f"bnlearn.{name}")
+    raise AttributeError(f"module 'bnlearn' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

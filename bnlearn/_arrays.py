@@ -1,0 +1,114 @@
+"""Which library does this array belong to?
+
+The formulas in :mod:`bnlearn.functional` use the names of the Python Array API standard. ``array_api_compat`` gives
+those names for NumPy, PyTorch, JAX, CuPy, Dask and any library that implements the standard. TensorFlow implements
+neither the standard nor a compatible set of names, so its tensors (and Keras's symbolic ones) go through the small
+:class:`KerasNamespace` below, which says the same with ``keras.ops``.
+
+No framework is imported here before an array of that framework has arrived.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any, TypeAlias
+
+import array_api_compat
+
+__all__ = ["Array", "Namespace", "channel_axes", "namespace", "per_channel", "static_size", "widen"]
+
+Array: TypeAlias = Any
+"""An array of any supported library. There is no common static type for these, hence ``Any``."""
+
+Namespace: TypeAlias = Any
+"""A module (or object) with the functions of the Array API standard that the formulas use."""
+
+
+class KerasNamespace:
+    """The functions of the Array API standard that the formulas use, spelled with ``keras.ops``."""
+
+    def __init__(self) -> None:
+        import keras
+        import ml_dtypes  # comes with TensorFlow; its finfo knows bfloat16, NumPy's does not
+
+        self._name = keras.backend.standardize_dtype
+        self._finfo = ml_dtypes.finfo
+        ops = keras.ops
+        self.float32 = "float32"
+        self.mean, self.sum, self.sqrt, self.reshape = ops.mean, ops.sum, ops.sqrt, ops.reshape
+        self.astype, self.isfinite, self.where = ops.cast, ops.isfinite, ops.where
+
+    def isdtype(self, dtype: Any, kind: str) -> bool:
+        """Whether ``dtype`` is of this kind; only ``"real floating"`` is asked for."""
+        assert kind == "real floating", kind
+        return "float" in self._name(dtype)
+
+    def finfo(self, dtype: Any) -> Any:
+        """The limits of a floating-point dtype."""
+        return self._finfo(self._name(dtype))
+
+
+@cache
+def _keras_namespace() -> KerasNamespace:
+    return KerasNamespace()
+
+
+def _is_keras_tensor(array: Array) -> bool:
+    """Whether ``array`` is a TensorFlow tensor or variable, a Keras variable or a symbolic Keras tensor."""
+    root = type(array).__module__.partition(".")[0]
+    return root in {"tensorflow", "keras"} and root in sys.modules and hasattr(array, "dtype")
+
+
+def namespace(*arrays: Array | None) -> Namespace:
+    """The namespace that all ``arrays`` share; ``None`` stands for an argument that was not given.
+
+    Raises
+    ------
+    TypeError
+        If the arrays belong to different libraries, or one of them to none that is supported.
+    """
+    present = [array for array in arrays if array is not None]
+    if present and all(map(_is_keras_tensor, present)):
+        return _keras_namespace()
+    try:
+        return array_api_compat.array_namespace(*present)
+    except TypeError as error:
+        kinds = sorted({f"{type(a).__module__.partition('.')[0]}.{type(a).__qualname__}" for a in present})
+        raise TypeError(
+            "expected arrays of one library (NumPy, PyTorch, JAX, TensorFlow or another that follows the Array API "
+            f"standard), got {', '.join(kinds)}; convert them all to the library of the first"
+        ) from error
+
+
+def widen(xp: Namespace, x: Array, name: str = "x") -> Array:
+    """``x`` in the precision to compute in: float32 for half precision, unchanged for float32 and float64.
+
+    Raises
+    ------
+    TypeError
+        If ``x`` does not hold real floating-point numbers.
+    """
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise TypeError(f"expected {name} of a real floating-point dtype, got {x.dtype}; convert it, e.g. to float32")
+    return x if xp.finfo(x.dtype).bits >= 32 else xp.astype(x, xp.float32)
+
+
+def channel_axes(x: Array) -> tuple[int, ...]:
+    """The axes that a per-channel statistic of ``x``, shape (N, C, *spatial), is taken over: all but axis 1."""
+    return (0, *range(2, len(x.shape)))
+
+
+def per_channel(xp: Namespace, vector: Array, like: Array) -> Array:
+    """``vector`` of shape (C,) as (1, C, 1, ...), to meet ``like`` of shape (N, C, *spatial)."""
+    return xp.reshape(vector, (1, -1) + (1,) * (len(like.shape) - 2))
+
+
+def static_size(x: Array) -> int | None:
+    """How many elements ``x`` has, or None where a dimension is not known yet (inside ``tf.function``, say)."""
+    size = 1
+    for dimension in x.shape:
+        if not isinstance(dimension, int):
+            return None
+        size *= dimension
+    return size
