@@ -1,7 +1,7 @@
 """Every figure of the book, in one style that suits light and dark pages.
 
-Figures are drawn dark on opaque white, 7.2 inches wide at 144 dots per inch, with no text below 10 points, so that they
-can be read on a phone too. On a dark page the book's style sheet turns them over with
+Figures are drawn dark on opaque white, 7.2 inches wide at 144 dots per inch, with text of 11 points or more, so that
+they can be read on a phone too. On a dark page the book's style sheet turns them over with
 ``filter: invert(.92) hue-rotate(180deg)``: white becomes near black and a hue stays the hue it was. :data:`COLOURS` are
 chosen so that on either page each has a contrast of at least 4.5 to 1 (as WCAG asks of text) and each pair can be told
 apart, also with protanopia, deuteranopia and tritanopia. Lines carry their names; there is no legend to look up.
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,7 +40,7 @@ __all__ = [
 Floats: TypeAlias = NDArray[np.float64]
 
 WIDTH = 7.2
-"""Width of a figure in inches (1,037 pixels)."""
+"""Width of a figure in inches (1,036 pixels)."""
 
 COLOURS: Mapping[str, str] = MappingProxyType(
     {
@@ -53,12 +53,33 @@ COLOURS: Mapping[str, str] = MappingProxyType(
         "ink": "#1b1f27",
     }
 )
-"""Colours of what recurs, by name. No normalisation (grey), batch (blue), layer (orange), group (green), instance (purple) and
-RMS normalisation (red); ``ink`` for text and whatever is the target."""
+"""Colours of what recurs, by name. No normalisation (grey), batch (blue), layer (orange), group (green), instance
+(purple) and RMS normalisation (red); ``ink`` for text and whatever is the target."""
 
 _CYCLE = ("bn", "ln", "gn", "in", "rms", "none")
 
+_ALSO_CALLED: Mapping[str, str] = MappingProxyType(
+    {
+        "no normalisation": "none",
+        "plain": "none",
+        "without": "none",
+        "without batch norm": "none",
+        "without bn": "none",
+        "batch norm": "bn",
+        "with": "bn",
+        "with batch norm": "bn",
+        "with bn": "bn",
+        "layer norm": "ln",
+        "group norm": "gn",
+        "instance norm": "in",
+        "rms norm": "rms",
+        "target": "ink",
+    }
+)
+
 _GRID = "#dde1e6"
+
+_SMALL = 11  # points
 
 _STYLE: Mapping[str, Any] = MappingProxyType(
     {
@@ -68,26 +89,26 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
         "axes.formatter.use_mathtext": True,
         "axes.grid": True,
         "axes.labelcolor": COLOURS["ink"],
-        "axes.labelsize": 11,
+        "axes.labelsize": 12,
         "axes.linewidth": 0.8,
         "axes.spines.right": False,
         "axes.spines.top": False,
         "axes.titlecolor": COLOURS["ink"],
         "axes.titlelocation": "left",
-        "axes.titlesize": 12,
+        "axes.titlesize": 13,
         "axes.titleweight": "bold",
         "figure.constrained_layout.use": True,
         "figure.dpi": 144,
         "figure.facecolor": "white",
         "figure.figsize": (WIDTH, 4.0),
-        "figure.titlesize": 13,
+        "figure.titlesize": 14,
         "figure.titleweight": "bold",
         "font.family": "DejaVu Sans",
-        "font.size": 11,
+        "font.size": 12,
         "grid.color": _GRID,
         "grid.linewidth": 0.8,
         "image.cmap": "viridis",
-        "legend.fontsize": 10.5,
+        "legend.fontsize": 11,
         "legend.frameon": False,
         "lines.linewidth": 2.0,
         "lines.solid_capstyle": "round",
@@ -98,10 +119,10 @@ _STYLE: Mapping[str, Any] = MappingProxyType(
         "text.color": COLOURS["ink"],
         "xtick.color": COLOURS["none"],
         "xtick.labelcolor": COLOURS["ink"],
-        "xtick.labelsize": 10.5,
+        "xtick.labelsize": 11,
         "ytick.color": COLOURS["none"],
         "ytick.labelcolor": COLOURS["ink"],
-        "ytick.labelsize": 10.5,
+        "ytick.labelsize": 11,
     }
 )
 
@@ -178,15 +199,18 @@ def _mapping(name: str, value: Any, of: str) -> Mapping[str, Any]:
 
 def _colours(names: Iterable[str], given: Mapping[str, str] | None) -> dict[str, str]:
     """A colour for each name: the one given, that of :data:`COLOURS`, or the next that is free."""
-    names = list(names)
-    given = given or {}
+    names, given = list(names), given or {}
     unknown = [name for name in given if name not in names]
     if unknown:
         raise ValueError(f"expected colours for {', '.join(names)}, got one for {', '.join(unknown)}")
-    known = {name: given.get(name, name.lower()) for name in names}
-    known = {name: COLOURS.get(colour, colour if name in given else "") for name, colour in known.items()}
+    known: dict[str, str] = {}
+    for name in names:
+        key = given.get(name, name.lower())
+        key = _ALSO_CALLED.get(key, key)
+        if key in COLOURS or name in given:
+            known[name] = COLOURS.get(key, key)
     free = [COLOURS[key] for key in _CYCLE if COLOURS[key] not in known.values()] or [COLOURS[key] for key in _CYCLE]
-    rest = [name for name in names if not known[name]]
+    rest = [name for name in names if name not in known]
     return {**known, **{name: free[i % len(free)] for i, name in enumerate(rest)}}
 
 
@@ -208,10 +232,14 @@ def _spread(wanted: Sequence[float], gap: float) -> list[float]:
     return positions
 
 
-def label_lines(ax: Axes, *, size: float = 10.5) -> None:
+_LINE_LABEL = "bnlearn.viz.label_lines"
+
+
+def label_lines(ax: Axes, *, size: float = 11) -> None:
     """Write each line's label at its right end, in its colour, instead of a legend.
 
-    Call it last: labels that would overlap are moved apart as the axes are then. Lines without a label are passed over.
+    Call it last: labels that would overlap are moved apart as the axes are then. Called again, it writes all of them
+    anew. Lines without a label are passed over.
 
     Parameters
     ----------
@@ -233,6 +261,8 @@ def label_lines(ax: Axes, *, size: float = 10.5) -> None:
             ends.append((line, float(y[finite[-1]])))
     if not ends:
         raise ValueError("expected lines drawn with label=..., got axes without any")
+    for text in [text for text in ax.texts if text.get_gid() == _LINE_LABEL]:
+        text.remove()
     figure: Any = ax.figure
     figure.draw_without_rendering()  # constrained layout decides only now how high the axes are
     to_points = 72 / figure.dpi
@@ -250,12 +280,53 @@ def label_lines(ax: Axes, *, size: float = 10.5) -> None:
             size=size,
             va="center",
             annotation_clip=False,
+            gid=_LINE_LABEL,
         )
 
 
-def _note(ax: Axes, text: str) -> None:
-    """A remark on what is drawn, above the axes on the right."""
-    ax.set_title(text, loc="right", size=10, weight="normal", color=COLOURS["none"])
+def _beside(ax: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **kwargs: Any) -> None:
+    """Small text next to the axes, at a place in fractions of them and an offset in points."""
+    ax.annotate(
+        text, at, xytext=offset, textcoords="offset points", annotation_clip=False,
+        **{"xycoords": "axes fraction", "size": _SMALL, "color": COLOURS["none"], **kwargs},
+    )  # fmt: skip
+
+
+def _headings(ax: Axes, title: str | None, remarks: Sequence[str]) -> None:
+    """A title, and under it in small type how to read what is drawn."""
+    if remarks:
+        _beside(ax, ", ".join(remarks), (0, 1), (0, 6))
+    if title is not None:
+        ax.set_title(title, pad=24 if remarks else 8)
+
+
+def _seed_arrays(name: str, mapping: Mapping[str, ArrayLike], columns: str) -> dict[str, Floats]:
+    """Each entry as (seeds, columns), with NaN for whatever is not finite."""
+    arms: dict[str, Floats] = {}
+    for key, value in mapping.items():
+        array = np.atleast_1d(_numbers(f"{name}[{key!r}]", value))
+        if array.ndim > 2:
+            raise ValueError(f"expected {name}[{key!r}] of shape (seeds, {columns}) or ({columns},), got {array.shape}")
+        array = array[None] if array.ndim == 1 else array
+        arms[key] = np.where(np.isfinite(array), array, np.nan)
+    return arms
+
+
+def _draw_band(ax: Axes, x: Floats, array: Floats, *, label: str, colour: str, **line: Any) -> None:
+    """The median of ``array``, shape (seeds, len(x)), and the band between its quartiles."""
+    quartiles = np.full((3, array.shape[1]), np.nan)
+    known = np.isfinite(array).all(axis=0)
+    quartiles[:, known] = np.quantile(array[:, known], [0.25, 0.5, 0.75], axis=0)
+    if len(array) > 1:
+        ax.fill_between(x, quartiles[0], quartiles[2], color=colour, alpha=0.22, linewidth=0)
+    ax.plot(x, quartiles[1], color=colour, label=label, **line)
+
+
+def _seeds_remark(arms: Mapping[str, Floats]) -> list[str]:
+    seeds = sorted({len(array) for array in arms.values()})
+    if seeds == [1]:
+        return []
+    return [f"median and quartiles of {seeds[0] if len(seeds) == 1 else f'{seeds[0]} to {seeds[-1]}'} seeds"]
 
 
 def training_curves(
@@ -307,51 +378,354 @@ def training_curves(
     TypeError, ValueError
         If ``curves`` is empty or an entry is not of a shape as above; the message names the entry.
     """
-    arms: dict[str, Floats] = {}
     if smooth < 1:
         raise ValueError(f"expected smooth >= 1, got {smooth}")
     at = None if x is None else _numbers("x", x)
-    for name, value in _mapping("curves", curves, "arrays").items():
-        array = np.atleast_1d(_numbers(f"curves[{name!r}]", value))
-        if array.ndim > 2:
-            raise ValueError(f"expected curves[{name!r}] of shape (seeds, steps) or (steps,), got {array.shape}")
-        array = array[None] if array.ndim == 1 else array
+    arms = _seed_arrays("curves", _mapping("curves", curves, "arrays"), "steps")
+    for name, array in arms.items():
         if at is not None and at.shape != array.shape[1:]:
             raise ValueError(f"expected x of shape {array.shape[1:]}, one per step of curves[{name!r}], got {at.shape}")
         if smooth > array.shape[1]:
             raise ValueError(f"expected smooth <= {array.shape[1]}, the steps of curves[{name!r}], got {smooth}")
-        arms[name] = array
     palette = _colours(arms, colours)
 
     with _styled() as plt:
         axes: Axes = plt.subplots()[1] if ax is None else ax
         for name, array in arms.items():
             steps = np.arange(1.0, array.shape[1] + 1) if at is None else at
-            if smooth > 1:
-                array = np.lib.stride_tricks.sliding_window_view(array, smooth, axis=1).mean(axis=-1)
-                steps = steps[smooth - 1 :]
-            known = np.isfinite(array).all(axis=0)
-            low, middle, high = np.full((3, array.shape[1]), np.nan)
-            low[known], middle[known], high[known] = np.quantile(array[:, known], [0.25, 0.5, 0.75], axis=0)
-            if len(array) > 1:
-                axes.fill_between(steps, low, high, color=palette[name], alpha=0.22, linewidth=0)
-            axes.plot(steps, middle, color=palette[name], label=name)
+            means = np.lib.stride_tricks.sliding_window_view(array, smooth, axis=1).mean(axis=-1)
+            _draw_band(axes, steps[smooth - 1 :], means, label=name, colour=palette[name])
+        axes.margins(x=0)
         if logy:
             axes.set_yscale("log")
         if ylim is not None:
             axes.set_ylim(ylim)
         axes.set(xlabel=xlabel, ylabel=ylabel)
-        axes.margins(x=0)
-        if title is not None:
-            axes.set_title(title)
-        seeds = sorted({len(array) for array in arms.values()})
-        remarks = []
-        if seeds[-1] > 1:
-            count = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-            remarks.append(f"median and quartiles of {count} seeds")
-        if smooth > 1:
-            remarks.append(f"mean of {smooth} steps")
-        if remarks:
-            _note(axes, ", ".join(remarks))
+        _headings(axes, title, _seeds_remark(arms) + ([f"mean of {smooth} steps"] if smooth > 1 else []))
         label_lines(axes)
     return axes
+
+
+Layers: TypeAlias = Mapping[str, ArrayLike]
+"""What each layer holds, in order of depth."""
+
+
+def signal_through_depth(
+    values: Mapping[str, Layers | ArrayLike],
+    *,
+    ax: Axes | None = None,
+    xlabel: str = "layer",
+    ylabel: str = "standard deviation",
+    title: str | None = None,
+    logy: bool = True,
+    ylim: tuple[float, float] | None = None,
+    colours: Mapping[str, str] | None = None,
+) -> Axes:
+    """How large the signal (or its gradient) is at each layer: one line per arm.
+
+    Parameters
+    ----------
+    values : mapping of str to (mapping of str to array), or to array of shape (seeds, layers) or (layers,)
+        By arm: each layer's activations or gradients, of which the standard deviation over all values is drawn; or that
+        number, already known, with seeds drawn as in :func:`training_curves`.
+    ax, xlabel, ylabel, title, ylim, colours
+        As in :func:`training_curves`.
+    logy : bool
+        Logarithmic vertical axis; a standard deviation of 0 is then a gap.
+
+    Returns
+    -------
+    matplotlib Axes
+        Layers are numbered from 1; they are named where all arms name them alike and there are at most eight.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If ``values`` or one of its entries is empty or of no shape as above; the message names the entry.
+    """
+    measured: dict[str, ArrayLike] = {}
+    names: set[tuple[str, ...]] = set()
+    for arm, value in _mapping("values", values, "layers or arrays").items():
+        if isinstance(value, Mapping):
+            layers = _mapping(f"values[{arm!r}]", value, "arrays")
+            measured[arm] = [float(_numbers(f"values[{arm!r}][{key!r}]", array).std()) for key, array in layers.items()]
+            names.add(tuple(layers))
+        else:
+            measured[arm] = value
+            names.add(())
+    arms = _seed_arrays("values", measured, "layers")
+    if logy:
+        arms = {name: np.where(array > 0, array, np.nan) for name, array in arms.items()}
+    palette = _colours(arms, colours)
+
+    with _styled() as plt:
+        axes: Axes = plt.subplots()[1] if ax is None else ax
+        for name, array in arms.items():
+            depth = np.arange(1.0, array.shape[1] + 1)
+            _draw_band(axes, depth, array, label=name, colour=palette[name], marker="o", markersize=4)
+        ticks = next(iter(names)) if len(names) == 1 else ()
+        if 0 < len(ticks) <= 8:
+            axes.set_xticks(range(1, len(ticks) + 1), ticks)
+        else:
+            axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").MaxNLocator(integer=True))
+        if logy:
+            axes.set_yscale("log")
+        if ylim is not None:
+            axes.set_ylim(ylim)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        _headings(axes, title, _seeds_remark(arms))
+        label_lines(axes)
+    return axes
+
+
+def _columns(values: Mapping[str, ArrayLike] | Mapping[str, Layers]) -> dict[str, dict[str, Floats]]:
+    """Arm -> layer -> its values, flat and finite; without arms there is one, called ``""``."""
+    values = _mapping("values", values, "arrays, or to such mappings")
+    nested = [isinstance(value, Mapping) for value in values.values()]
+    if any(nested) and not all(nested):
+        odd = next(key for key, is_mapping in zip(values, nested, strict=True) if not is_mapping)
+        raise TypeError(f"expected values to map to arrays or to mappings, not both: values[{odd!r}] is an array")
+    columns: dict[str, dict[str, Floats]] = {}
+    for arm, layers in values.items() if all(nested) else [("", values)]:
+        place = f"values[{arm!r}]" if all(nested) else "values"
+        columns[arm] = {}
+        for key, value in _mapping(place, layers, "arrays").items():
+            array = _numbers(f"{place}[{key!r}]", value)
+            bad = int(array.size - np.isfinite(array).sum())
+            if bad:
+                raise ValueError(
+                    f"expected {place}[{key!r}] to be finite, got {bad} NaN or infinite among {array.size} values of "
+                    f"shape {array.shape}; leave this layer out, or those values"
+                )
+            columns[arm][key] = array.ravel()
+    if len(columns) > 3:
+        raise ValueError(f"expected at most 3 arms side by side, got {len(columns)}: {', '.join(columns)}")
+    if len({tuple(layers) for layers in columns.values()}) > 1:
+        raise ValueError(
+            "expected the same layers in every arm, got "
+            + "; ".join(f"{arm}: {', '.join(layers)}" for arm, layers in columns.items())
+        )
+    return columns
+
+
+def layer_histograms(
+    values: Mapping[str, ArrayLike] | Mapping[str, Layers],
+    *,
+    xlabel: str = "activation",
+    title: str | None = None,
+    bins: int = 60,
+    value_range: tuple[float, float] | None = None,
+    magnitude: bool = False,
+    log_counts: bool = False,
+    saturation: tuple[float, float] | None = None,
+    colour: str = "none",
+    colours: Mapping[str, str] | None = None,
+) -> Figure:
+    """A histogram of each layer's activations or gradients, from the input at the top to the output at the bottom.
+
+    All rows share one horizontal axis. A row's height is its own largest bin, so that a collapsed layer shows as one
+    tall bin. The number at the right of a row is its standard deviation.
+
+    Parameters
+    ----------
+    values : mapping of str to array of any shape, or of str to such mappings
+        By layer; or by arm and layer, at most three arms, which are drawn side by side.
+    xlabel, title : str
+        Texts.
+    bins : int
+        How many, over the common range.
+    value_range : (float, float), optional
+        Range of the bins, if not from the smallest value to the largest; values outside are counted in the outermost
+        bins.
+    magnitude : bool
+        Draw ``|value|`` on a logarithmic axis, for gradients that differ by orders of magnitude. Zeros have no place
+        there: their share is given at the right.
+    log_counts : bool
+        Heights are ``log(1 + count)``, which shows the tails.
+    saturation : (float, float), optional
+        Values at or below the first, or at or above the second, are where the activation is flat: their bins are red
+        and their share is given at the right. Not together with ``magnitude``.
+    colour : str
+        Without arms: a key of :data:`COLOURS` or a colour of matplotlib's.
+    colours : mapping of str to str, optional
+        With arms: as in :func:`training_curves`.
+
+    Returns
+    -------
+    matplotlib Figure
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If an entry is empty, not numeric or not finite (the message names it), the arms have different layers, or a
+        range is not increasing.
+    """
+    columns = _columns(values)
+    if bins < 1:
+        raise ValueError(f"expected bins >= 1, got {bins}")
+    if magnitude and saturation is not None:
+        raise ValueError("expected magnitude or saturation, got both: a magnitude has no sign to saturate at")
+    for name, pair in (("value_range", value_range), ("saturation", saturation)):
+        if pair is not None and not pair[0] < pair[1]:
+            raise ValueError(f"expected {name} as (low, high) with low < high, got {pair}")
+    shown = {
+        arm: {key: np.abs(array[array != 0]) if magnitude else array for key, array in layers.items()}
+        for arm, layers in columns.items()
+    }
+    edges = _edges([array for layers in shown.values() for array in layers.values()], bins, value_range, magnitude)
+    palette = {"": COLOURS.get(colour, colour)} if list(columns) == [""] else _colours(columns, colours)
+    zeros = any(shown[arm][key].size < array.size for arm, layers in columns.items() for key, array in layers.items())
+    names = list(next(iter(columns.values())))
+    rows = np.arange(len(names))
+
+    with _styled() as plt:
+        height = 1.2 + len(names) * min(max(4.0 / len(names), 0.28), 0.6)
+        figure: Figure = plt.figure(figsize=(WIDTH, height))
+        panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
+        for panel, (arm, layers) in zip(panels, columns.items(), strict=True):
+            for row, (key, array) in enumerate(layers.items()):
+                inside = np.clip(shown[arm][key], edges[0], edges[-1])
+                counts = np.histogram(inside, edges)[0].astype(np.float64)
+                heights = np.log1p(counts) if log_counts else counts
+                heights *= -0.86 / max(heights.max(), 1)  # upwards: the vertical axis points down
+                panel.stairs(heights + row, edges, baseline=row, fill=True, color=palette[arm], label=key)
+                panel.axhline(row, color=palette[arm], linewidth=0.8)
+                remarks = {"std": _short(float(array.std()))}
+                if saturation is not None:
+                    centres = (edges[1:] + edges[:-1]) / 2
+                    flat = (centres <= saturation[0]) | (centres >= saturation[1])
+                    panel.stairs(np.where(flat, heights, 0) + row, edges, baseline=row, fill=True, color=COLOURS["rms"])
+                    remarks["flat"] = f"{np.mean((array <= saturation[0]) | (array >= saturation[1])):.0%}"
+                elif zeros:
+                    remarks["zero"] = f"{np.mean(array == 0):.0%}"
+                right = {"xycoords": panel.get_yaxis_transform(), "color": COLOURS["ink"], "va": "center"}
+                for i, (heading, text) in enumerate(remarks.items()):
+                    _beside(panel, text, (1, row - 0.3), (6 + 48 * i, 0), **right)
+                    if row == 0:
+                        colour_of = COLOURS["rms"] if heading == "flat" else COLOURS["none"]
+                        _beside(panel, heading, (1, 1), (6 + 48 * i, 4), color=colour_of)
+            panel.set_title(arm, color=palette[arm])
+            panel.set(xlabel=xlabel, xlim=(edges[0], edges[-1]))
+            if magnitude:
+                panel.set_xscale("log")
+            panel.spines["left"].set_visible(False)
+            panel.grid(visible=False, axis="y")
+            panel.tick_params(axis="y", length=0)
+        panels[0].set_yticks(rows - 0.3, names)
+        panels[0].set_ylim(len(names) - 0.9, -1)
+        if title is not None:
+            figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def _short(value: float) -> str:
+    """Two significant digits in little room: 0.086, 12, 1.3e-5."""
+    if value != 0 and not 1e-3 <= abs(value) < 1e4:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits}e{int(exponent)}"
+    return f"{value:#.2g}".rstrip(".") if abs(value) < 100 else f"{value:.0f}"
+
+
+def _edges(arrays: Sequence[Floats], bins: int, given: tuple[float, float] | None, magnitude: bool) -> Floats:
+    """Edges of ``bins`` bins over all that is in ``arrays``, or over the range that was given."""
+    full = [array for array in arrays if array.size]
+    low, high = given or (min(a.min() for a in full), max(a.max() for a in full)) if given or full else (0.1, 1.0)
+    if magnitude and low <= 0:
+        raise ValueError(f"expected value_range above 0 with magnitude, got {given}")
+    if low == high:  # one value only, all over
+        low, high = (low / 2, high * 2) if magnitude else (low - 0.5, high + 0.5)
+    return np.geomspace(low, high, bins + 1) if magnitude else np.linspace(low, high, bins + 1)
+
+
+def running_statistics(
+    history: Mapping[str, ArrayLike],
+    *,
+    target: Mapping[str, ArrayLike] | None = None,
+    batch: Mapping[str, ArrayLike] | None = None,
+    channels: Sequence[int] | None = None,
+    x: ArrayLike | None = None,
+    xlabel: str = "step",
+    title: str | None = None,
+) -> Figure:
+    """Running statistics over time, one panel per statistic and one line per channel.
+
+    Parameters
+    ----------
+    history : mapping of str to array, shape (steps, C)
+        By statistic, such as ``running_mean`` and ``running_var``: its value after each step.
+    target : mapping of str to array, shape (C,), optional
+        What a statistic should come to, drawn dashed.
+    batch : mapping of str to array, shape (steps, C), optional
+        The same statistic of each batch, drawn as dots.
+    channels : sequence of int, optional
+        Which channels to draw; by default six at most, evenly spread over all.
+    x : array, shape (steps,), optional
+        Where the steps are, if not at 1, 2, 3, ...
+    xlabel, title : str
+        Texts.
+
+    Returns
+    -------
+    matplotlib Figure
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If an entry is not of the shape above, or a channel does not exist; the message names the entry.
+    """
+    lines = {key: _numbers(f"history[{key!r}]", v) for key, v in _mapping("history", history, "arrays").items()}
+    steps, count = next(iter(lines.values())).shape if next(iter(lines.values())).ndim == 2 else (0, 0)
+    at = np.arange(1.0, steps + 1) if x is None else _numbers("x", x)
+    goals = {key: _numbers(f"target[{key!r}]", value) for key, value in (target or {}).items()}
+    dots = {key: _numbers(f"batch[{key!r}]", value) for key, value in (batch or {}).items()}
+    first = next(iter(lines))
+    shaped: list[tuple[str, Mapping[str, Floats], tuple[int, ...], str]] = [
+        ("history", lines, (steps, count), "(steps, C)"),
+        ("batch", dots, (steps, count), "(steps, C)"),
+        ("target", goals, (count,), "(C,)"),
+    ]
+    for name, arrays, shape, meaning in shaped:
+        for key, array in arrays.items():
+            if key not in lines:
+                raise ValueError(f"expected {name} to have keys among {', '.join(lines)}, got {key!r}")
+            if array.shape != shape or not steps:
+                as_first = f" = {shape}, like history[{first!r}]" if steps else ""
+                raise ValueError(f"expected {name}[{key!r}] of shape {meaning}{as_first}, got {array.shape}")
+    if at.shape != (steps,):
+        raise ValueError(f"expected x of shape ({steps},), one per step of history[{first!r}], got {at.shape}")
+    if channels is None:
+        channels = sorted({int(c) for c in np.linspace(0, count - 1, 6).round()})
+    for c in channels:
+        if not 0 <= c < count:
+            raise ValueError(f"expected channels from 0 to {count - 1}, got {c}")
+
+    with _styled() as plt:
+        figure: Figure = plt.figure(figsize=(WIDTH, 0.6 + 2.3 * len(lines)))
+        panels = figure.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
+        said: list[str] = []
+        for panel, (key, array) in zip(panels, lines.items(), strict=True):
+            for i, c in enumerate(channels):
+                colour = COLOURS[_CYCLE[i % len(_CYCLE)]]
+                if key in dots:
+                    panel.plot(at, dots[key][:, c], ".", color=colour, alpha=0.35, markersize=4, zorder=1.5)
+                if key in goals:
+                    panel.axhline(goals[key][c], color=colour, linestyle=(0, (4, 2)), linewidth=1.2)
+                panel.plot(at, array[:, c], color=colour, label=f"channel {c}")
+            remarks = ["dots: each batch"] if key in dots else []
+            remarks += ["dashed: target"] if key in goals else []
+            remarks += [f"{len(channels)} of {count} channels"] if len(channels) < count else []
+            _headings(panel, key, remarks if remarks != said else [])
+            said = remarks
+            panel.margins(x=0)
+        panels[-1].set_xlabel(xlabel)
+        if title is not None:
+            figure.suptitle(title, x=0.01, ha="left")
+        for panel in panels:
+            label_lines(panel)
+    return figure

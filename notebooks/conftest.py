@@ -34,16 +34,16 @@ def difference(stored: str, new: str) -> str | None:
     """What differs between two encoded pictures, or None if they show the same."""
     left, right = decode(stored), decode(new)
     if left.shape != right.shape:
-        return f"the stored picture is {left.shape[1]} x {left.shape[0]} pixels, the new one {right.shape[1]} x {right.shape[0]}"
+        sizes = [f"{picture.shape[1]} x {picture.shape[0]}" for picture in (left, right)]
+        return f"the stored picture is {sizes[0]} pixels, the new one {sizes[1]}"
     rms = float(np.sqrt(np.mean((left - right) ** 2)))
     return None if rms <= TOLERANCE else f"the pictures differ by RMS {rms:.4f}, more than {TOLERANCE}"
 
 
 def pictures(outputs: list) -> list[str]:
     """The encoded pictures of a cell, in order."""
-    return [
-        output["data"][kind] for output in outputs if "data" in output for kind in PICTURES if kind in output["data"]
-    ]
+    bundles = [output["data"] for output in outputs if "data" in output]
+    return [bundle[kind] for bundle in bundles for kind in PICTURES if kind in bundle]
 
 
 def compare_outputs(cell, test, ref, skip_compare=None) -> bool:

@@ -15,6 +15,12 @@ logger = logging.getLogger(__name__)
 
 # The theme draws its icons twice over: with a web font, and with this script of 1.5 MB. The font is enough.
 ICON_SCRIPT = "_static/scripts/fontawesome.js"
+REPAIRS = [
+    # Two labels that a screen reader needs otherwise: this one hid the text "Show code cell source" ...
+    (' aria-label="Toggle hidden content"', ""),
+    # ... and this button had none.
+    ('<summary><span class="toctree-toggle"', '<summary aria-label="Pages below"><span class="toctree-toggle"'),
+]
 ICON_TAG = re.compile(rf'\s*(<!--[^>]*custom icons -->\s*)?<script[^>]*{re.escape(ICON_SCRIPT)}[^>]*></script>')
 
 
@@ -47,8 +53,13 @@ def require_alternative_text(app: Sphinx, doctree: nodes.document, docname: str)
             )
 
 
+def skip_tuple_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out "Alias for field number 0": the docstring of a named tuple lists its fields."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def tidy(app: Sphinx, exception: Exception | None) -> None:
-    """Drop what no reader needs: source maps, the theme's templates, and the second set of icons."""
+    """Drop what no reader needs (source maps, the theme's templates, the second set of icons) and repair two labels."""
     if exception is not None or app.builder.format != "html":
         return
     site = Path(app.outdir)
@@ -57,12 +68,16 @@ def tidy(app: Sphinx, exception: Exception | None) -> None:
     for template in (site / "_static").glob("*-macros.html"):
         template.unlink()
     for page in site.rglob("*.html"):
-        page.write_text(ICON_TAG.sub("", page.read_text("utf-8")), "utf-8")
+        html = ICON_TAG.sub("", page.read_text("utf-8"))
+        for defect, repair in REPAIRS:
+            html = html.replace(defect, repair)
+        page.write_text(html, "utf-8")
     (site / ICON_SCRIPT).unlink(missing_ok=True)
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("config-inited", offer_repository)
     app.connect("doctree-resolved", require_alternative_text)
+    app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("build-finished", tidy)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,11 +2,12 @@
 // tab key is not kept waiting. (The theme does the same for code and tables.)
 "use strict";
 {
-  const observer = new ResizeObserver((entries) => {
-    for (const { target } of entries) {
-      if (target.scrollWidth > target.clientWidth) target.tabIndex = 0;
-      else target.removeAttribute("tabindex");
-    }
-  });
-  for (const formula of document.querySelectorAll(".katex-display")) observer.observe(formula);
+  const formulas = document.querySelectorAll(".katex-display");
+  const update = (formula) => {
+    if (formula.scrollWidth > formula.clientWidth) formula.tabIndex = 0;
+    else formula.removeAttribute("tabindex");
+  };
+  const observer = new ResizeObserver((entries) => entries.forEach(({ target }) => update(target)));
+  formulas.forEach((formula) => observer.observe(formula));
+  document.fonts.ready.then(() => formulas.forEach(update)); // a font that arrives widens what is inside, not the box
 }
