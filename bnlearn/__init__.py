@@ -40,7 +40,7 @@ def _refuse_foreign_files(folder: Path) -> None:
         raise ImportError(
             f"two packages named bnlearn are mixed in {folder}: 'batchnorm-learn' (batch normalisation, this one) and "
             f"'bnlearn' (Bayesian networks, which {', '.join(foreign)} belongs to). Keep one per environment: "
-            "pip uninstall -y bnlearn batchnorm-learn && pip install batchnorm-learn"
+            "pip uninstall -y bnlearn batchnorm-learn, then install this one again from its clone: pip install -e ."
         )
 
 

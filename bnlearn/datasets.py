@@ -96,9 +96,8 @@ class Dataset:
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{key} {getattr(self, key).x.shape}" for key in ("train", "validation", "test"))
-        return (
-            f"<Dataset {self.name!r}: {parts}; {self.train.x.dtype}, standardised by {self.mean:.4g}, {self.std:.4g}>"
-        )
+        by = f"standardised by mean {self.mean:.4g}, std {self.std:.4g}"
+        return f"<Dataset {self.name!r}: {parts}; {self.train.x.dtype}, {by}>"
 
 
 def _check_seed(seed: int) -> int:
@@ -118,12 +117,16 @@ def _check_count(name: str, value: int, at_least: int, why: str = "") -> int:
     return int(value)
 
 
-def _check_finite(name: str, value: float, *, positive: bool = False) -> float:
-    """``value`` as a finite float; not negative where ``positive``."""
+def _check_number(name: str, value: float) -> float:
     try:
-        number = float(value)
+        return float(value)
     except (TypeError, ValueError):
         raise TypeError(f"expected {name} to be a number, got {value!r} ({type(value).__name__})") from None
+
+
+def _check_finite(name: str, value: float, *, positive: bool = False) -> float:
+    """``value`` as a finite float; not negative where ``positive``."""
+    number = _check_number(name, value)
     if not np.isfinite(number) or (positive and number < 0):
         raise ValueError(f"expected {name} to be finite{' and not negative' if positive else ''}, got {value}")
     return number
@@ -633,6 +636,7 @@ def make_padded_sequences(
     if min_length > length:
         raise ValueError(f"expected min_length <= length, got min_length {min_length} and length {length}")
     offset, separation = _check_finite("offset", offset), _check_finite("separation", separation, positive=True)
+    padding = _check_number("padding", padding)
     rng, dtype = np.random.default_rng(_check_seed(seed)), _check_dtype(dtype)
     centres = offset + separation * rng.standard_normal((classes, features))
     y = _balanced_labels(n, classes, rng)

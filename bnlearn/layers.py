@@ -75,6 +75,9 @@ class Layer(ABC):
     -----
     A forward pass leaves in the layer what its backward pass needs, so ``x`` must not be changed in between, nor the
     layer be called twice. Copies and pickles do not carry it. ``copy.copy`` shares the arrays, ``copy.deepcopy`` none.
+
+    A layer of your own keeps what it needs in ``self._cache`` and writes ``self.grads["weight"] = ...`` in
+    :meth:`backward`; one made of other layers says which in :meth:`children`.
     """
 
     parameter_names: tuple[str, ...] = ()
@@ -101,7 +104,7 @@ class Layer(ABC):
         """Switch this layer, and all inside it, to training mode (or, with False, to evaluation mode)."""
         if not isinstance(mode, bool):
             raise ValueError(
-                f"training mode is expected to be boolean, got {mode!r}; to train a model, use training.fit"
+                f"training mode is expected to be boolean, got {type(mode).__name__}; to train on data: training.fit"
             )
         for module in self.modules():
             module.training = mode
@@ -112,7 +115,7 @@ class Layer(ABC):
         return self.train(False)
 
     def children(self) -> dict[str, Layer]:
-        """The layers directly inside this one, by name; a layer made of layers says here which."""
+        """The layers directly inside this one, by name."""
         return {}
 
     def modules(self) -> Iterator[Layer]:
@@ -124,7 +127,7 @@ class Layer(ABC):
     @property
     def grads(self) -> dict[str, Array]:
         """Gradient per parameter, of its shape and dtype. Each :meth:`backward` overwrites it; nothing accumulates."""
-        return self._collect(lambda layer: layer._grads)
+        return self._collect(lambda layer: layer._grads) if self.children() else self._grads
 
     def parameters(self) -> dict[str, Array]:
         """What is learnt, by name (``"0.weight"`` inside a Sequential): the layer's own arrays, not copies."""
@@ -611,7 +614,7 @@ class ReLU(Layer):
         """``dy`` where x was positive, else 0 (also at x = 0, as in PyTorch)."""
         y = self._saved()
         _check_gradient(dy, y.shape)
-        return np.where(y <= 0, np.zeros((), dy.dtype), dy)
+        return np.where(y <= 0, 0, dy)
 
 
 class Sigmoid(Layer):
@@ -620,7 +623,8 @@ class Sigmoid(Layer):
     def forward(self, x: Array) -> Array:
         """Written so that exp never overflows."""
         small = np.exp(-np.abs(x))
-        self._cache = y = np.where(x >= 0, np.ones((), small.dtype), small) / (1 + small)
+        y: Array = np.where(x >= 0, 1, small) / (1 + small)
+        self._cache = y
         return y
 
     def backward(self, dy: Array) -> Array:

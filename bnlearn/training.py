@@ -269,7 +269,8 @@ def _check_data(data: tuple[Array, Array], name: str) -> tuple[Array, Array]:
     x, y = data
     if len(x) != len(y) or not len(x):
         raise ValueError(
-            f"expected {name} data with as many labels as samples, at least one, got {len(x)} and {len(y)}"
+            f"expected {name} data with as many labels as samples, at least one, got {len(x)} samples and "
+            f"{len(y)} labels"
         )
     return x, y
 
@@ -324,6 +325,8 @@ def fit(
         another model, or ``drop_last`` leaves nothing.
     """
     x, y = _check_data(train, "training")
+    if validation is not None:
+        _check_data(validation, "validation")
     if epochs < 0 or batch_size < 1:
         raise ValueError(f"expected epochs >= 0 and batch_size >= 1, got {epochs} and {batch_size}")
     if optimizer.model is not model:
@@ -383,7 +386,7 @@ def evaluate(model: Layer, data: tuple[Array, Array], batch_size: int = 256) -> 
     data : (x, y)
         Samples, shape (N, \*shape), and integer labels, shape (N,).
     batch_size : int
-        Samples at a time. It bounds the memory; in evaluation mode the result does not depend on it.
+        Samples at a time. It bounds the memory; the result depends on it only if a layer has no running statistics.
 
     Returns
     -------

@@ -151,6 +151,19 @@ def _styled() -> Iterator[Any]:
         yield plt
 
 
+def _subplots(plt: Any, height: float, rows: int = 1, columns: int = 1) -> list[Axes]:
+    """The axes of a new figure, row by row."""
+    figure = plt.figure(figsize=(WIDTH, height))
+    axes: list[Axes] = list(figure.subplots(rows, columns, sharex=True, sharey=columns > 1, squeeze=False).flat)
+    for ax in axes:
+        # Ticks are made when they are drawn, in the settings of then: these must be the axes' own.
+        for axis, name in ((ax.xaxis, "xtick"), (ax.yaxis, "ytick")):
+            rc = {key: plt.rcParams[f"{name}.{key}"] for key in ("color", "labelcolor", "labelsize")}
+            grid = {f"grid_{key}": plt.rcParams[f"grid.{key}"] for key in ("color", "linewidth", "linestyle", "alpha")}
+            axis.set_tick_params(which="both", **rc, **grid)
+    return axes
+
+
 def use_style() -> None:
     """Draw all further figures in the book's style: the one function here that changes global settings.
 
@@ -214,22 +227,23 @@ def _colours(names: Iterable[str], given: Mapping[str, str] | None) -> dict[str,
     return {**known, **{name: free[i % len(free)] for i, name in enumerate(rest)}}
 
 
-def _spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions as near as can be to ``wanted`` (least squares) in their order, at least ``gap`` apart."""
+def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions as near as can be to ``wanted`` (least squares), in their order, ``gap`` apart or more, in bounds.
+
+    Where the bounds leave too little room, the upper one gives way.
+    """
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    # Pool adjacent violators: blocks of labels that touch, each at the mean of where its members want to be.
-    blocks: list[list[float]] = []
+    # Less rank * gap, the positions need only not decrease: isotonic regression, by pooling adjacent violators.
+    blocks: list[tuple[float, int]] = []
     for rank, i in enumerate(order):
-        blocks.append([wanted[i] - rank * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            value, count = blocks.pop()
-            before, many = blocks[-1]
-            blocks[-1] = [(value * count + before * many) / (count + many), count + many]
-    flat = [value for value, count in blocks for _ in range(int(count))]
-    positions = [0.0] * len(wanted)
-    for rank, i in enumerate(order):
-        positions[i] = flat[rank] + rank * gap
-    return positions
+        value, count = wanted[i] - rank * gap, 1
+        while blocks and blocks[-1][0] > value:
+            before, many = blocks.pop()
+            value, count = (value * count + before * many) / (count + many), count + many
+        blocks.append((value, count))
+    top = max(high - (len(wanted) - 1) * gap, low)
+    ranked = [min(max(value, low), top) for value, count in blocks for _ in range(count)]
+    return [ranked[rank] + rank * gap for rank in np.argsort(order)]
 
 
 _LINE_LABEL = "bnlearn.viz.label_lines"
@@ -255,26 +269,26 @@ def label_lines(ax: Axes, *, size: float = 11) -> None:
     """
     ends: list[tuple[Any, float]] = []
     for line in ax.get_lines():
-        y = np.asarray(line.get_ydata(), dtype=np.float64)
-        finite = np.flatnonzero(np.isfinite(y))
+        data = np.asarray(line.get_ydata(), dtype=np.float64)
+        finite = data[np.isfinite(data)]
         if not str(line.get_label()).startswith("_") and finite.size:
-            ends.append((line, float(y[finite[-1]])))
+            ends.append((line, float(finite[-1])))
     if not ends:
         raise ValueError("expected lines drawn with label=..., got axes without any")
     for text in [text for text in ax.texts if text.get_gid() == _LINE_LABEL]:
         text.remove()
-    figure: Any = ax.figure
+    figure: Any = ax.figure.figure  # the whole figure, also where the axes are in a part of it
     figure.draw_without_rendering()  # constrained layout decides only now how high the axes are
-    to_points = 72 / figure.dpi
-    at = [float(ax.transData.transform((ax.get_xlim()[0], y))[1]) * to_points for _, y in ends]
-    low, high = (float(v) * to_points for v in ax.get_window_extent().intervaly)
-    wanted = [min(max(v, low), high) for v in at]
-    for (line, y), here, there in zip(ends, at, _spread(wanted, 1.2 * size), strict=True):
+    points = 72 / figure.dpi
+    low, high = (float(edge) * points for edge in ax.get_window_extent().intervaly)
+    heights = [float(ax.transData.transform((ax.get_xlim()[0], y))[1]) * points for _, y in ends]
+    places = _spread([min(max(at, low), high) for at in heights], 1.2 * size, low + size / 2, high)
+    for (line, y), height, place in zip(ends, heights, places, strict=True):
         ax.annotate(
             str(line.get_label()),
             (1, y),
             xycoords=ax.get_yaxis_transform(),
-            xytext=(6, there - here),
+            xytext=(6, place - height),
             textcoords="offset points",
             color=line.get_color(),
             size=size,
@@ -298,6 +312,20 @@ def _headings(ax: Axes, title: str | None, remarks: Sequence[str]) -> None:
         _beside(ax, ", ".join(remarks), (0, 1), (0, 6))
     if title is not None:
         ax.set_title(title, pad=24 if remarks else 8)
+
+
+def _vertical(ax: Axes, *, log: bool, limits: tuple[float, float] | None) -> None:
+    """Set up the vertical axis; a logarithmic one of few decades has plain numbers instead of powers of ten."""
+    if log:
+        ax.set_yscale("log")
+    if limits is not None:
+        ax.set_ylim(limits)
+    low, high = ax.get_ylim()
+    if log and low >= 5e-4 and high <= 2e4:
+        formatter = _matplotlib("matplotlib.ticker").FuncFormatter
+        between = {"2", "5"} if high / low < 100 else set()
+        ax.yaxis.set_major_formatter(formatter(lambda value, _: f"{value:g}"))
+        ax.yaxis.set_minor_formatter(formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else ""))
 
 
 def _seed_arrays(name: str, mapping: Mapping[str, ArrayLike], columns: str) -> dict[str, Floats]:
@@ -390,16 +418,13 @@ def training_curves(
     palette = _colours(arms, colours)
 
     with _styled() as plt:
-        axes: Axes = plt.subplots()[1] if ax is None else ax
+        axes = _subplots(plt, 4.0)[0] if ax is None else ax
         for name, array in arms.items():
             steps = np.arange(1.0, array.shape[1] + 1) if at is None else at
             means = np.lib.stride_tricks.sliding_window_view(array, smooth, axis=1).mean(axis=-1)
             _draw_band(axes, steps[smooth - 1 :], means, label=name, colour=palette[name])
         axes.margins(x=0)
-        if logy:
-            axes.set_yscale("log")
-        if ylim is not None:
-            axes.set_ylim(ylim)
+        _vertical(axes, log=logy, limits=ylim)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         _headings(axes, title, _seeds_remark(arms) + ([f"mean of {smooth} steps"] if smooth > 1 else []))
         label_lines(axes)
@@ -461,7 +486,7 @@ def signal_through_depth(
     palette = _colours(arms, colours)
 
     with _styled() as plt:
-        axes: Axes = plt.subplots()[1] if ax is None else ax
+        axes = _subplots(plt, 4.0)[0] if ax is None else ax
         for name, array in arms.items():
             depth = np.arange(1.0, array.shape[1] + 1)
             _draw_band(axes, depth, array, label=name, colour=palette[name], marker="o", markersize=4)
@@ -470,10 +495,7 @@ def signal_through_depth(
             axes.set_xticks(range(1, len(ticks) + 1), ticks)
         else:
             axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").MaxNLocator(integer=True))
-        if logy:
-            axes.set_yscale("log")
-        if ylim is not None:
-            axes.set_ylim(ylim)
+        _vertical(axes, log=logy, limits=ylim)
         axes.set(xlabel=xlabel, ylabel=ylabel)
         _headings(axes, title, _seeds_remark(arms))
         label_lines(axes)
@@ -584,8 +606,7 @@ def layer_histograms(
 
     with _styled() as plt:
         height = 1.2 + len(names) * min(max(4.0 / len(names), 0.28), 0.6)
-        figure: Figure = plt.figure(figsize=(WIDTH, height))
-        panels = figure.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
+        panels = _subplots(plt, height, columns=len(columns))
         for panel, (arm, layers) in zip(panels, columns.items(), strict=True):
             for row, (key, array) in enumerate(layers.items()):
                 inside = np.clip(shown[arm][key], edges[0], edges[-1])
@@ -617,6 +638,7 @@ def layer_histograms(
             panel.tick_params(axis="y", length=0)
         panels[0].set_yticks(rows - 0.3, names)
         panels[0].set_ylim(len(names) - 0.9, -1)
+        figure: Figure = plt.gcf()
         if title is not None:
             figure.suptitle(title, x=0.01, ha="left")
     return figure
@@ -701,13 +723,14 @@ def running_statistics(
         raise ValueError(f"expected x of shape ({steps},), one per step of history[{first!r}], got {at.shape}")
     if channels is None:
         channels = sorted({int(c) for c in np.linspace(0, count - 1, 6).round()})
+    if len(channels) == 0:
+        raise ValueError("expected channels to name at least one channel, got none")
     for c in channels:
         if not 0 <= c < count:
             raise ValueError(f"expected channels from 0 to {count - 1}, got {c}")
 
     with _styled() as plt:
-        figure: Figure = plt.figure(figsize=(WIDTH, 0.6 + 2.3 * len(lines)))
-        panels = figure.subplots(len(lines), 1, sharex=True, squeeze=False)[:, 0]
+        panels = _subplots(plt, 0.6 + 2.3 * len(lines), rows=len(lines))
         said: list[str] = []
         for panel, (key, array) in zip(panels, lines.items(), strict=True):
             for i, c in enumerate(channels):
@@ -724,6 +747,7 @@ def running_statistics(
             said = remarks
             panel.margins(x=0)
         panels[-1].set_xlabel(xlabel)
+        figure: Figure = plt.gcf()
         if title is not None:
             figure.suptitle(title, x=0.01, ha="left")
         for panel in panels:

@@ -153,6 +153,7 @@ class TestPrecision:
         # NumPy adds a column up term by term: the variance of a long one is off by a few more units in the last place.
         longest = x.size // x.shape[1]
         np.testing.assert_allclose(y, textbook(x, gamma, beta), rtol=1e-6 * np.sqrt(longest), atol=2e-5)
+        np.testing.assert_allclose(cache.mean, exact.mean, rtol=np.finfo(np.float32).eps)
         np.testing.assert_allclose(cache.var, exact.var, rtol=1e-4)
         dx, *_ = batch_norm_backward(dy, cache)
         dx_exact, *_ = batch_norm_backward(dy.astype(np.float64), exact)

@@ -49,7 +49,8 @@ def problems(root: Path, site: Path) -> list[str]:
             found.append(f"{page} is missing, though _toc.yml names {name}")
             continue
         html = page.read_text("utf-8")
-        if not re.search(r"<h1\b[^>]*>\s*\S", html.partition("<article")[2]):
+        heading = re.search(r"<h1\b.*?</h1>", html.partition("<article")[2], re.DOTALL)
+        if heading is None or not re.sub(r"<[^>]*>", "", heading[0]).strip():
             found.append(f"{page} has no heading")
         notebook = root / f"{name}.ipynb"
         if notebook.is_file():

@@ -21,7 +21,9 @@ REPAIRS = [
     # ... and this button had none.
     ('<summary><span class="toctree-toggle"', '<summary aria-label="Pages below"><span class="toctree-toggle"'),
 ]
-ICON_TAG = re.compile(rf'\s*(<!--[^>]*custom icons -->\s*)?<script[^>]*{re.escape(ICON_SCRIPT)}[^>]*></script>')
+# A download is saved, not opened in a new tab as text.
+DOWNLOAD = re.compile(r'(<a href="[^"]*/_sources/[^"]*") target="_blank"')
+ICON_TAG = re.compile(rf"\s*(<!--[^>]*custom icons -->\s*)?<script[^>]*{re.escape(ICON_SCRIPT)}[^>]*></script>")
 
 
 def offer_repository(app: Sphinx, config: Config) -> None:
@@ -68,7 +70,7 @@ def tidy(app: Sphinx, exception: Exception | None) -> None:
     for template in (site / "_static").glob("*-macros.html"):
         template.unlink()
     for page in site.rglob("*.html"):
-        html = ICON_TAG.sub("", page.read_text("utf-8"))
+        html = DOWNLOAD.sub(r"\1 download", ICON_TAG.sub("", page.read_text("utf-8")))
         for defect, repair in REPAIRS:
             html = html.replace(defect, repair)
         page.write_text(html, "utf-8")

@@ -110,7 +110,9 @@ def visit_math(translator: Any, node: nodes.math) -> None:
 
 def visit_math_block(translator: Any, node: nodes.math_block) -> None:
     translator.body.append(translator.starttag(node, "div", CLASS="math notranslate nohighlight"))
-    translator.body.append(render(translator, node, display_tex(node.astext(), node.get("nowrap", False)), display=True))
+    translator.body.append(
+        render(translator, node, display_tex(node.astext(), node.get("nowrap", False)), display=True)
+    )
     if node.get("number"):
         translator.body.append(f'<span class="eqno">({get_node_equation_number(translator, node)})')
         translator.add_permalink_ref(node, _("Link to this equation"))
