@@ -342,9 +342,7 @@ def _seed_arrays(name: str, mapping: Mapping[str, ArrayLike], columns: str) -> d
 
 def _draw_band(ax: Axes, x: Floats, array: Floats, *, label: str, colour: str, **line: Any) -> None:
     """The median of ``array``, shape (seeds, len(x)), and the band between its quartiles."""
-    quartiles = np.full((3, array.shape[1]), np.nan)
-    known = np.isfinite(array).all(axis=0)
-    quartiles[:, known] = np.quantile(array[:, known], [0.25, 0.5, 0.75], axis=0)
+    quartiles = np.quantile(array, [0.25, 0.5, 0.75], axis=0)  # NaN where any seed is
     if len(array) > 1:
         ax.fill_between(x, quartiles[0], quartiles[2], color=colour, alpha=0.22, linewidth=0)
     ax.plot(x, quartiles[1], color=colour, label=label, **line)

@@ -1,4 +1,4 @@
-"""The files of the site: every link and fragment leads somewhere, and every part of a page comes from the site itself."""
+"""The files of the site: every link and fragment leads somewhere, and all that a page embeds is the site's own."""
 
 from __future__ import annotations
 
@@ -98,9 +98,8 @@ def problems(site: Path) -> list[str]:
             follow(path, url, embedded=False)
         for url in page.embedded:
             follow(path, url, embedded=True)
-        found += [
-            f"{path.relative_to(site.resolve())}: picture {src} has no alternative text" for src in page.silent_pictures
-        ]
+        name = path.relative_to(site.resolve())
+        found += [f"{name}: picture {source} has no alternative text" for source in page.silent_pictures]
     for path, sheet in sheets.items():
         for url in CSS_URL.findall(sheet):
             follow(path, url, embedded=True)
@@ -138,7 +137,9 @@ def test_every_link_leads_somewhere_and_nothing_comes_from_elsewhere(site: Path)
     ],
 )
 def test_a_defect_is_found(tmp_path: Path, body: str, complaint: str) -> None:
-    good = '<a id="top" href="other.html#top">x</a> <a href="https://example.org/">y</a> <img src="style.css" alt="A curve.">'
+    good = (
+        '<a id="top" href="other.html#top">x</a><a href="https://example.org/">y</a><img src="style.css" alt="A dot">'
+    )
     (tmp_path / "other.html").write_text(good, "utf-8")
     (tmp_path / "style.css").write_text("p { color: red }", "utf-8")
     (tmp_path.parent / "outside.html").write_text("", "utf-8")
