@@ -622,6 +622,12 @@ def test_load_state_dict_names_every_problem_and_changes_nothing(rng):
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
+def test_load_state_dict_refuses_a_transposed_weight(rng):
+    layer, other = Linear(2, 3, rng=rng), Linear(3, 2, rng=rng)
+    with pytest.raises(RuntimeError, match=re.escape("'weight' has shape (2, 3), expected (3, 2)")):
+        layer.load_state_dict({**layer.state_dict(), "weight": other.weight})
+
+
 def test_load_state_dict_not_strict_loads_what_there_is(rng):
     layer = randomise(BatchNorm1d(3), rng)
     before = layer.state_dict()
@@ -682,7 +688,9 @@ def test_repr_of_a_network_as_torch(rng):
     assert repr(ours) == repr(theirs)
     assert repr(Sequential()) == repr(torch.nn.Sequential())
     assert repr(Linear(2, 3, bias=False, rng=rng)) == repr(torch.nn.Linear(2, 3, bias=False))
-    assert repr(Conv2d(2, 3, (1, 2), rng=rng)) == repr(torch.nn.Conv2d(2, 3, (1, 2)))
+    for padding in [0, (0, 1), (1, 0)]:
+        theirs = torch.nn.Conv2d(2, 3, (1, 2), padding=padding)
+        assert repr(Conv2d(2, 3, (1, 2), padding=padding, rng=rng)) == repr(theirs)
 
 
 # -- Linear, Conv2d, activations

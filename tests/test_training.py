@@ -124,7 +124,7 @@ def torch_twin(model):
         (Adam, torch.optim.Adam, {}),
         (Adam, torch.optim.Adam, {"lr": 0.05, "betas": (0.5, 0.7), "eps": 0.1, "weight_decay": 0.05}),
     ],
-    ids=str,
+    ids=lambda value: value.__module__ if isinstance(value, type) else str(value),
 )
 def test_optimizer_agrees_with_torch_over_ten_steps(ours, theirs, options, rng):
     model = network()

@@ -360,6 +360,21 @@ def test_labels_stand_at_the_ends_of_the_lines_in_their_colours_without_overlap(
     assert (boxes["far"].y0 + boxes["far"].y1) / 2 == pytest.approx(far, abs=1.5)
 
 
+@pytest.mark.parametrize("limits", [(0, 1), (-1, 0)], ids=["at the bottom", "at the top"])
+def test_labels_that_pile_up_at_an_edge_stay_beside_the_axes(limits):
+    figure, axes = plt.subplots()
+    for name in "abcd":
+        axes.plot([0, 1], [0.5, 0], label=name)
+    axes.set_ylim(*limits)
+    viz.label_lines(axes)
+    figure.draw_without_rendering()
+    frame = axes.get_window_extent()
+    for label in line_labels(axes).values():
+        box = label.get_window_extent()
+        assert frame.y0 - 3 <= box.y0  # clear of the numbers of the horizontal axis
+        assert (box.y0 + box.y1) / 2 <= frame.y1 + 1
+
+
 def test_label_lines_refuses_axes_without_labelled_lines():
     axes = plt.subplots()[1]
     axes.plot([1, 2])

@@ -15,11 +15,16 @@ logger = logging.getLogger(__name__)
 
 # The theme draws its icons twice over: with a web font, and with this script of 1.5 MB. The font is enough.
 ICON_SCRIPT = "_static/scripts/fontawesome.js"
+# What a screen reader needs said otherwise than the tools say it:
 REPAIRS = [
-    # Two labels that a screen reader needs otherwise: this one hid the text "Show code cell source" ...
+    # this label hid the text "Show code cell source",
     (' aria-label="Toggle hidden content"', ""),
-    # ... and this button had none.
+    # this button had none,
     ('<summary><span class="toctree-toggle"', '<summary aria-label="Pages below"><span class="toctree-toggle"'),
+    # the bibliography is a list without items,
+    ('role="doc-biblioentry"', 'role="listitem"'),
+    # and the corner of a table heads nothing.
+    ('<th class="head"><p></p></th>', '<td class="head"></td>'),
 ]
 # A download is saved, not opened in a new tab as text.
 DOWNLOAD = re.compile(r'(<a href="[^"]*/_sources/[^"]*") target="_blank"')
@@ -61,7 +66,7 @@ def skip_tuple_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, o
 
 
 def tidy(app: Sphinx, exception: Exception | None) -> None:
-    """Drop what no reader needs (source maps, the theme's templates, the second set of icons) and repair two labels."""
+    """Drop what no reader needs (source maps, the theme's templates, the second set of icons) and repair the rest."""
     if exception is not None or app.builder.format != "html":
         return
     site = Path(app.outdir)

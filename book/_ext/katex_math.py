@@ -147,7 +147,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     app.katex.close()
     if app.katex_failures and exception is None:
         pages = ", ".join(sorted(set(app.katex_failures)))
-        raise ExtensionError(f"{len(app.katex_failures)} formulas could not be rendered, on: {pages}")
+        raise ExtensionError(f"formulas that could not be rendered: {len(app.katex_failures)}, on: {pages}")
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
+pytestmark = pytest.mark.xdist_group("build")
+
 ADDRESS = "https://github.com/someone/some-book"
 
 FORMULAS = r"""# Formulas
@@ -146,7 +148,7 @@ def test_errors_fail_the_build_by_page_and_formula(root: Path, tmp_path: Path) -
     assert f"book/intro.md:{line}: ERROR: formula on page book/intro: KaTeX parse error: Undefined" in said
     assert "\\oops{x}" in said
     assert "\\frac{1}" in said
-    assert "2 formulas could not be rendered, on: book/intro" in said
+    assert "formulas that could not be rendered: 2, on: book/intro" in said
     assert "picture without alternative text on page notebooks/one" in said
 
 
