@@ -12,11 +12,9 @@ import gzip
 import hashlib
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -300,21 +298,23 @@ def mnist_available() -> bool:
     return len(found or _find(_cache_folder())) == len(_MNIST)
 
 
+_CURE = "; delete it and fetch it again"
+
+
 def _read(name: str, path: Path) -> NDArray[np.uint8]:
     """The array in an IDX file, after its checksum, its magic number and its shape have been verified."""
     expected = _MNIST[name]
     raw = path.read_bytes()
-    cure = "delete it and fetch it again"
     if path.suffix == ".gz" or raw[:2] == b"\x1f\x8b":
         try:
             raw = gzip.decompress(raw)
         except (EOFError, OSError, zlib.error) as error:
-            raise ValueError(f"{path} is truncated or damaged: as gzip it gives {error}; {cure}") from error
+            raise ValueError(f"{path} is truncated or damaged: as gzip it gives {error}{_CURE}") from error
     found = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     if found != expected.md5:
         raise ValueError(
             f"{path} is not MNIST's {name}: expected MD5 {expected.md5} of the uncompressed file, got {found} "
-            f"({len(raw)} bytes); {cure}"
+            f"({len(raw)} bytes){_CURE}"
         )
     return _parse_idx(raw, path, expected.shape)
 
@@ -348,23 +348,29 @@ def _bar(name: str, total: int, progress: bool) -> Any:
 
 
 def _fetch(url: str, out: IO[bytes], name: str, progress: bool) -> None:
-    # Here, because urllib.request costs 30 ms that only a download needs.
+    # Here, because these cost tens of milliseconds that only a download needs.
+    from http.client import HTTPException
     from urllib.request import urlopen
 
-    with urlopen(url, timeout=_TIMEOUT) as response:
-        bar = _bar(name, int(response.headers.get("Content-Length") or 0), progress)
-        try:
-            while block := response.read(1 << 16):
-                out.write(block)
+    try:
+        with urlopen(url, timeout=_TIMEOUT) as response:
+            bar = _bar(name, int(response.headers.get("Content-Length") or 0), progress)
+            try:
+                while block := response.read(1 << 16):
+                    out.write(block)
+                    if bar is not None:
+                        bar.update(len(block))
+            finally:
                 if bar is not None:
-                    bar.update(len(block))
-        finally:
-            if bar is not None:
-                bar.close()
+                    bar.close()
+    except HTTPException as error:  # whatever answers, it does not speak HTTP to the end
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _download(name: str, folder: Path, progress: bool) -> Path:
     """Fetch one file into ``folder`` from the first mirror whose copy is whole; nothing else is left there."""
+    import tempfile
+
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{name}.gz"
     failures = []
@@ -376,8 +382,9 @@ def _download(name: str, folder: Path, progress: bool) -> Path:
                 _fetch(f"{mirror}{name}.gz", out, name, progress)
             _read(name, Path(part))
             Path(part).replace(target)
-        except (OSError, HTTPException, ValueError) as error:
-            failures.append(f"{mirror}{name}.gz: {error}")
+        except (OSError, ValueError) as error:
+            why = str(error).replace(part, "what came").removesuffix(_CURE)
+            failures.append(f"{mirror}{name}.gz: {why}")
         else:
             return target
         finally:
