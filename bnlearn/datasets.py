@@ -203,7 +203,7 @@ def load_digits(*, seed: int = 0, flat: bool = False, dtype: DTypeLike = np.floa
     except ModuleNotFoundError as error:
         raise ImportError(
             "load_digits reads the digits that scikit-learn brings along, and scikit-learn is not installed; "
-            "install the extra: pip install 'batchnorm-learn[data]'"
+            "install it (pip install scikit-learn), or this package with its extra: pip install -e '.[data]'"
         ) from error
     bunch = source.load_digits()
     images, labels = bunch.images.astype(np.uint8), bunch.target

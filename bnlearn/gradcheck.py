@@ -141,7 +141,7 @@ def check_layer(layer: Layer, x: Array, rng: np.random.Generator, eps: float = 1
     y = layer(x)
     weights = rng.standard_normal(y.shape)
     dx = layer.backward(weights)
-    grads = dict(layer.grads)
+    grads = layer.grads
 
     def loss(x: Array) -> Any:
         return (weights * layer(x)).sum()

@@ -133,8 +133,8 @@ def _matplotlib(module: str = "matplotlib.pyplot") -> Any:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            "bnlearn.viz draws with matplotlib, which is not installed; install the extra: "
-            "pip install 'batchnorm-learn[viz]'"
+            "bnlearn.viz draws with matplotlib, which is not installed; install it (pip install matplotlib), or this "
+            "package with its extra: pip install -e '.[viz]'"
         ) from error
 
 

@@ -147,7 +147,7 @@ def test_loaders_refuse_bad_arguments(load, arguments, error, message):
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(ImportError, match=r"load_digits.*scikit-learn.*batchnorm-learn\[data\]"):
+    with pytest.raises(ImportError, match=r"load_digits.*scikit-learn.*pip install scikit-learn"):
         load_digits()
 
 

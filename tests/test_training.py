@@ -403,7 +403,8 @@ def test_a_second_interrupt_does_not_wait():
     assert len(history.loss) == 1
 
 
-def test_an_interrupt_during_validation_is_not_lost():
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_an_interrupt_during_validation_is_not_lost(epochs):
     handler = signal.getsignal(signal.SIGINT)
 
     class Interrupting(Layer):
@@ -417,11 +418,12 @@ def test_an_interrupt_during_validation_is_not_lost():
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        _, history = train(model=Sequential(network(), Interrupting()), validation=blobs(30, 3), epochs=5)
+        _, history = train(model=Sequential(network(), Interrupting()), validation=blobs(30, 3), epochs=epochs)
     finally:
         signal.signal(signal.SIGINT, handler)
     assert history.interrupted
     assert history.epochs == len(history.validation_loss) == 1
+    assert len(history.loss) == 7  # and no step more
 
 
 def test_someone_elses_handler_is_left_alone():
@@ -456,6 +458,14 @@ def test_a_loss_that_is_not_finite_ends_it_before_the_update(bad, capsys):
     assert not math.isfinite(history.loss[-1])
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[1][name])
+
+
+def test_an_infinite_loss_ends_it_too():
+    model = Sequential(Linear(5, 3, rng=np.random.default_rng(0)))
+    model[0].bias[0] = -np.inf  # the first class is impossible, and there are samples of it
+    _, history = train(model=model)
+    assert history.diverged
+    assert history.loss == [np.inf]
 
 
 def test_progress_bar_and_why_it_ended(capsys):

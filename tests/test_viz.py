@@ -265,7 +265,7 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch, name):
     call = drawings()[name]
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     for function in (call, viz.use_style):
-        with pytest.raises(ImportError, match=r"matplotlib.*batchnorm-learn\[viz\]"):
+        with pytest.raises(ImportError, match=r"matplotlib.*pip install matplotlib"):
             function()
 
 
