@@ -18,14 +18,14 @@ help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
 
 $(BOOK_VENV)/.made: pyproject.toml constraints.txt package-lock.json
-	$(PYTHON) -m venv --clear $(BOOK_VENV)
+	$(PYTHON) -m venv $(BOOK_VENV)
 	$(BOOK_BIN)/python $(INSTALL) setuptools
 	$(BOOK_BIN)/python $(INSTALL) --no-build-isolation --editable '.[book]'
 	$(NPM) ci --silent --no-audit --no-fund
 	touch $@
 
 $(VENV)/.made: pyproject.toml constraints.txt
-	$(PYTHON) -m venv --clear $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) setuptools
 	$(BIN)/python $(INSTALL) --no-build-isolation --editable '.[all]'
 	touch $@

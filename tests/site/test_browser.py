@@ -271,6 +271,19 @@ def test_search_works_without_a_network(browser: Browser, address: str) -> None:
     context.close()
 
 
+def test_a_notebook_can_be_downloaded_from_its_page(browser: Browser, address: str, root: Path) -> None:
+    context, foreign = open_context(browser, address, "light")
+    page = context.new_page()
+    page.goto(f"{address}notebooks/02_the_transform.html")
+    page.locator(".dropdown-download-buttons > button").click()
+    with page.expect_download() as download:
+        page.locator("a.btn-download-source-button").click()
+    assert download.value.suggested_filename == "02_the_transform.ipynb"
+    assert Path(download.value.path()).read_bytes() == (root / "notebooks" / "02_the_transform.ipynb").read_bytes()
+    assert foreign == []
+    context.close()
+
+
 def test_the_theme_can_be_switched(browser: Browser, address: str) -> None:
     context, _ = open_context(browser, address, "light")
     page = context.new_page()
