@@ -47,7 +47,7 @@ portable: $(VENV)/.made  ## The same with plain instructions and one thread, as 
 	$(BIN)/python tools/portable.py $(PYTEST) $(NBVAL)
 
 site: $(VENV)/.made  ## Check the built site: links, requests, weight, accessibility, in a browser
-	$(PYTEST) tests/site
+	$(PYTEST) tests/site --numprocesses $(WORKERS) --dist loadgroup
 
 lab: $(VENV)/.made  ## Open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks

@@ -18,6 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+import bnlearn
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bnlearn"
 # What `import bnlearn` must not load; and the names that PyPI's other `bnlearn` has in its folder.
@@ -109,6 +111,13 @@ def test_two_packages_in_one_folder_are_refused(tmp_path: Path, name: str) -> No
     assert f"ImportError: two packages named bnlearn are mixed in {folder}: 'batchnorm-learn'" in error
     assert f"'bnlearn' (Bayesian networks, which {name} belongs to)" in error
     assert "pip uninstall -y bnlearn batchnorm-learn" in error
+
+
+def test_the_refusal_names_each_foreign_file(tmp_path: Path) -> None:
+    for name in ("bnlearn.py", "structure_learning.py"):
+        (tmp_path / name).touch()
+    with pytest.raises(ImportError, match=r"which bnlearn\.py, structure_learning\.py belongs to"):
+        bnlearn._refuse_foreign_files(tmp_path)
 
 
 def test_no_module_has_a_name_of_the_other_package() -> None:
