@@ -61,7 +61,8 @@ LOOK = r"""async () => {
 }"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
 # The theme lets the keyboard into what scrolls a moment after the window has changed its size.
-SETTLED = """() => [...document.querySelectorAll("pre, .katex-display")]
+SCROLLING = "pre, .katex-display, .cell_output > .output, .pst-scrollable-table-container"
+SETTLED = f"""() => [...document.querySelectorAll("{SCROLLING}")]
   .every((element) => element.scrollWidth <= element.clientWidth || element.tabIndex === 0)"""
 # axe takes half a minute for the ten thousand elements of a chapter. Most are formulas as drawn, which a screen reader
 # does not read (it reads the MathML beside them), and words of code, of which one per colour and ground tells all.
@@ -148,7 +149,7 @@ def visit(
             for size in sizes:
                 page.set_viewport_size(size)
                 with suppress(TimeoutError):  # if it never settles, axe will say so
-                    page.wait_for_function(SETTLED, timeout=2000)
+                    page.wait_for_function(SETTLED, timeout=10_000)
                 result.violations += page.evaluate(AXE)
     finally:
         page.close()
