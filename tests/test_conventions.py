@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-import torch
-from onnx.reference import ReferenceEvaluator
 
+torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
+onnx = pytest.importorskip("onnx")
+reference = pytest.importorskip("onnx.reference")
 
 PAGE = Path(__file__).parent.parent / "book" / "notation.md"
 RNG = np.random.default_rng(20150211)
@@ -66,7 +66,9 @@ def onnx_training(x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, **attribut
     ]
     model = onnx.helper.make_model(onnx.helper.make_graph([node], "one", *tensors))
     zeros = np.zeros_like(gamma)
-    return ReferenceEvaluator(model).run(None, dict(zip(names[0], [x, gamma, beta, zeros, zeros], strict=True)))
+    return reference.ReferenceEvaluator(model).run(
+        None, dict(zip(names[0], [x, gamma, beta, zeros, zeros], strict=True))
+    )
 
 
 def schema() -> Any:
