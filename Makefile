@@ -19,14 +19,14 @@ help:  ## List the targets
 
 $(BOOK_VENV)/.made: pyproject.toml constraints.txt package-lock.json
 	$(PYTHON) -m venv $(BOOK_VENV)
-	$(BOOK_BIN)/python $(INSTALL) setuptools
+	$(BOOK_BIN)/python $(INSTALL) hatchling
 	$(BOOK_BIN)/python $(INSTALL) --no-build-isolation --editable '.[book]'
 	$(NPM) ci --silent --no-audit --no-fund
 	touch $@
 
 $(VENV)/.made: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python $(INSTALL) setuptools
+	$(BIN)/python $(INSTALL) hatchling
 	$(BIN)/python $(INSTALL) --no-build-isolation --editable '.[all]'
 	touch $@
 
@@ -62,7 +62,7 @@ lint: $(VENV)/.made  ## ruff and mypy
 
 lock: $(VENV)/.made  ## Resolve constraints.txt again (for authors)
 	$(BIN)/python $(INSTALL) uv
-	echo 'setuptools>=77' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	echo 'hatchling>=1.27' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	  --all-extras --upgrade --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt pyproject.toml -
 
 clean:  ## Remove everything that make made

@@ -1,6 +1,6 @@
 """Batch normalisation, from the formula to your own model: the companion package of the book.
 
-``import bnlearn`` costs next to nothing: it loads NumPy and no framework. What you name is loaded when you name it.
+``import bnlearn`` costs next to nothing: what you name is loaded when you name it, and a framework only by yourself.
 """
 
 from __future__ import annotations
@@ -47,12 +47,14 @@ def _refuse_foreign_files(folder: Path) -> None:
 _refuse_foreign_files(Path(__file__).parent)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _FUNCTIONS:
-        return getattr(import_module("bnlearn.functional"), name)
-    if name in __all__:
-        return import_module(f"bnlearn.{name}")
-    raise AttributeError(f"module 'bnlearn' has no attribute {name!r}; it has {', '.join(__all__)}")
+if not TYPE_CHECKING:  # pragma: no branch - a type checker shall find the names above, and no others
+
+    def __getattr__(name: str) -> Any:
+        if name in _FUNCTIONS:
+            return getattr(import_module("bnlearn.functional"), name)
+        if name in __all__:
+            return import_module(f"bnlearn.{name}")
+        raise AttributeError(f"module 'bnlearn' has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

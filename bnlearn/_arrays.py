@@ -10,13 +10,13 @@ No framework is imported here before an array of that framework has arrived.
 
 from __future__ import annotations
 
-import sys
+import operator
 from functools import cache
 from typing import Any, TypeAlias
 
 import array_api_compat
 
-__all__ = ["Array", "Namespace", "channel_axes", "namespace", "per_channel", "static_size", "widen"]
+__all__ = ["Array", "Namespace", "channel_axes", "namespace", "per_channel", "static_size", "whole_number", "widen"]
 
 Array: TypeAlias = Any
 """An array of any supported library. There is no common static type for these, hence ``Any``."""
@@ -37,7 +37,7 @@ class KerasNamespace:
         ops = keras.ops
         self.float32 = "float32"
         self.mean, self.sum, self.sqrt, self.reshape = ops.mean, ops.sum, ops.sqrt, ops.reshape
-        self.astype, self.isfinite, self.where = ops.cast, ops.isfinite, ops.where
+        self.astype, self.isfinite, self.where, self.ones_like = ops.cast, ops.isfinite, ops.where, ops.ones_like
 
     def isdtype(self, dtype: Any, kind: str) -> bool:
         """Whether ``dtype`` is of this kind; only ``"real floating"`` is asked for."""
@@ -54,10 +54,25 @@ def _keras_namespace() -> KerasNamespace:
     return KerasNamespace()
 
 
+def _library(array: Array) -> str:
+    return type(array).__module__.partition(".")[0]
+
+
 def _is_keras_tensor(array: Array) -> bool:
     """Whether ``array`` is a TensorFlow tensor or variable, a Keras variable or a symbolic Keras tensor."""
-    root = type(array).__module__.partition(".")[0]
-    return root in {"tensorflow", "keras"} and root in sys.modules and hasattr(array, "dtype")
+    return _library(array) in {"tensorflow", "keras"} and hasattr(array, "dtype")
+
+
+def _refuse_other_backend() -> None:
+    """Raise unless ``keras.ops`` computes with TensorFlow: it would turn the tensors into others, without gradients."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise TypeError(
+            f"expected Keras on its TensorFlow backend for TensorFlow tensors, got the backend {backend!r}; set "
+            "KERAS_BACKEND=tensorflow before Keras is imported, or pass that backend's own tensors"
+        )
 
 
 def namespace(*arrays: Array | None) -> Namespace:
@@ -70,14 +85,19 @@ def namespace(*arrays: Array | None) -> Namespace:
     """
     present = [array for array in arrays if array is not None]
     if present and all(map(_is_keras_tensor, present)):
+        if "tensorflow" in map(_library, present):
+            _refuse_other_backend()
         return _keras_namespace()
     try:
+        if not all(hasattr(array, "shape") for array in present):
+            raise TypeError("a number or a list, which array_api_compat passes over")
         return array_api_compat.array_namespace(*present)
     except TypeError as error:
-        kinds = sorted({f"{type(a).__module__.partition('.')[0]}.{type(a).__qualname__}" for a in present})
+        kinds = list(dict.fromkeys(f"{_library(array)}.{type(array).__qualname__}" for array in present)) or ["None"]
+        cure = "convert it to one of their arrays" if len(kinds) == 1 else f"convert them all to {kinds[0]}"
         raise TypeError(
             "expected arrays of one library (NumPy, PyTorch, JAX, TensorFlow or another that follows the Array API "
-            f"standard), got {', '.join(kinds)}; convert them all to the library of the first"
+            f"standard), got {', '.join(kinds)}; {cure}"
         ) from error
 
 
@@ -102,6 +122,27 @@ def channel_axes(x: Array) -> tuple[int, ...]:
 def per_channel(xp: Namespace, vector: Array, like: Array) -> Array:
     """``vector`` of shape (C,) as (1, C, 1, ...), to meet ``like`` of shape (N, C, *spatial)."""
     return xp.reshape(vector, (1, -1) + (1,) * (len(like.shape) - 2))
+
+
+def whole_number(value: Any, name: str) -> int | None:
+    """``value`` as an int, or None where it is only known when a traced function runs.
+
+    Raises
+    ------
+    TypeError
+        If it is a number that is not whole by its type.
+    ValueError
+        If it is negative.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError as error:
+        if hasattr(value, "dtype") and "int" in str(value.dtype):
+            return None
+        raise TypeError(f"expected {name} to be a whole number, got {value!r}") from error
+    if number < 0:
+        raise ValueError(f"expected {name} >= 0, got {number}")
+    return number
 
 
 def static_size(x: Array) -> int | None:

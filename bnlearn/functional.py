@@ -7,14 +7,16 @@ Every function takes arrays of any one library: NumPy, PyTorch (and is different
 ``keras.ops``, or another that follows the Python Array API standard. Nothing is changed in place and nothing is
 remembered: what the backward pass needs is in the ``cache`` that the forward pass returns.
 
-Half precision is computed in float32, and only ``y`` and ``dx`` come back in half precision.
+Half precision is computed in float32, and comes back only where it came in: in ``y``, ``dx``, the running statistics.
+
+Under ``jax.jit``, numbers such as ``eps`` and ``momentum`` are to be static: they are checked before anything runs.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from bnlearn._arrays import Array, Namespace, channel_axes, namespace, per_channel, static_size, widen
+from bnlearn._arrays import Array, Namespace, channel_axes, namespace, per_channel, static_size, whole_number, widen
 
 __all__ = [
     "BatchNormCache",
@@ -51,8 +53,9 @@ def _check_channels(x: Array, **vectors: Array | None) -> None:
     r"""Raise unless ``x`` is (N, C, \*spatial) and each vector that was given is (C,)."""
     if len(x.shape) < 2:
         raise ValueError(f"expected x of shape (N, C, *spatial), at least 2D, got shape {tuple(x.shape)}")
+    known = isinstance(x.shape[1], int)  # the channels of a symbolic array may not be
     for name, vector in vectors.items():
-        if vector is not None and tuple(vector.shape) != (x.shape[1],):
+        if vector is not None and known and tuple(vector.shape) != (x.shape[1],):
             raise ValueError(
                 f"expected {name} of shape ({x.shape[1]},), one value per channel of x with shape {tuple(x.shape)}, "
                 f"got shape {tuple(vector.shape)}"
@@ -130,8 +133,9 @@ def batch_norm(
     if (mean is None) != (var is None):
         given, missing = ("mean", "var") if var is None else ("var", "mean")
         raise ValueError(f"expected both mean and var or neither, got {given} without {missing}")
-    if eps < 0:
+    if not eps >= 0:
         raise ValueError(f"expected eps >= 0, got {eps}")
+    eps = float(eps)  # a NumPy number would widen float32
 
     wide = widen(xp, x)
     axes = channel_axes(x)
@@ -259,12 +263,12 @@ def batch_norm_backward_staged(dy: Array, cache: BatchNormCache) -> tuple[tuple[
     inv_std = per_channel(xp, cache.inv_std, wide)
     centred = cache.x_hat / inv_std
 
+    ones = xp.ones_like(wide)
+    n = xp.sum(ones, axis=axes)
+
     def share(total: Array) -> Array:
         # The derivative of a mean over the channel: each of its n values receives 1/n of the gradient.
-        count = 1
-        for axis in axes:
-            count *= dy.shape[axis]
-        return per_channel(xp, total, wide) / count + 0 * wide
+        return ones * per_channel(xp, total / n, wide)
 
     stages: dict[str, Array] = {"y": wide}
     stages["beta"] = xp.sum(wide, axis=axes)
@@ -298,7 +302,8 @@ def update_running(
 
     The defaults are PyTorch's: ``momentum`` is the weight of the NEW batch, and the running variance estimates the
     population's, so the batch's biased variance is first multiplied by ``n / (n - 1)``. Keras's layer is
-    ``momentum=1 - layer.momentum, unbiased=False``.
+    ``momentum=1 - layer.momentum, unbiased=False``. No gradient flows into the running statistics: on PyTorch tensors
+    they are detached from the batch's graph, which they would otherwise keep alive, and the next batch's after it.
 
     Parameters
     ----------
@@ -307,7 +312,8 @@ def update_running(
     mean, var : array, shape (C,)
         The batch's mean and biased variance, from ``cache.mean`` and ``cache.var``.
     n : int
-        Values per channel behind them: N times the number of spatial positions. With 0 the statistics stay.
+        Values per channel behind them: N times the number of spatial positions. With 0 the statistics stay. Inside
+        ``tf.function`` or ``jax.jit`` it may be an integer tensor, which is taken to be above 1.
     momentum : float
         Weight of the new batch, from 0 to 1.
     unbiased : bool
@@ -320,9 +326,11 @@ def update_running(
 
     Raises
     ------
+    TypeError
+        If the arrays belong to different libraries, or ``n`` is not a whole number.
     ValueError
-        If ``momentum`` is outside [0, 1], a shape differs, or ``n`` is 1 and ``unbiased`` is set: one value has no
-        unbiased variance.
+        If ``momentum`` is outside [0, 1], a shape differs, ``n`` is negative, or ``n`` is 1 and ``unbiased`` is set:
+        one value has no unbiased variance.
 
     Examples
     --------
@@ -338,11 +346,21 @@ def update_running(
             raise ValueError(
                 f"expected {name} of the shape of running_mean, {tuple(running_mean.shape)}, got {tuple(vector.shape)}"
             )
-    if n == 0:
+    count = whole_number(n, "n")
+    if count == 0:
         return running_mean, running_var
-    if unbiased and n == 1:
+    if unbiased and count == 1:
         raise ValueError("expected n > 1 values per channel for an unbiased variance, got n = 1; use a larger batch")
-    correction = n / (n - 1) if unbiased else 1.0
-    new_mean = (1 - momentum) * running_mean + momentum * xp.astype(mean, running_mean.dtype)
-    new_var = (1 - momentum) * running_var + momentum * correction * xp.astype(var, running_var.dtype)
-    return new_mean, new_var
+    momentum = float(momentum)  # a NumPy number would widen float32
+
+    def average(running: Array, batch: Array, name: str) -> Array:
+        wide = widen(xp, running, name)
+        detached = batch.detach() if hasattr(batch, "detach") else batch
+        new = xp.astype(detached, wide.dtype)
+        if unbiased and name == "running_var":
+            # Only where it is traced is n left to the library, whose integers do not mix with its floats.
+            values = xp.astype(n, wide.dtype) if count is None else float(count)
+            new = new * (values / (values - 1))
+        return xp.astype((1 - momentum) * wide + momentum * new, running.dtype)
+
+    return average(running_mean, mean, "running_mean"), average(running_var, var, "running_var")

@@ -91,7 +91,7 @@ def relative_error(a: Array, b: Array, floor: float = 1e-3) -> float:
     >>> relative_error(np.array([1.0, 100.0]), np.array([2.0, 100.0]))
     0.01
     """
-    a, b = np.asarray(a), np.asarray(b)
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if a.shape != b.shape:
         raise ValueError(f"expected two arrays of one shape, got {a.shape} and {b.shape}")
     size = max(float(np.abs(a).max(initial=0)), float(np.abs(b).max(initial=0)), floor)
@@ -119,7 +119,7 @@ def check_layer(layer: Layer, x: Array, rng: np.random.Generator, eps: float = 1
     -------
     errors : dict of str to float
         :func:`relative_error` for the input (``"x"``) and for every parameter, by name. Below 1e-6 is right; a wrong
-        gradient is far above.
+        gradient is far above, unless all of it is below about 1e-3: scale ``x`` so that it is not.
 
     Raises
     ------

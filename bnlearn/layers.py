@@ -73,8 +73,9 @@ class Layer(ABC):
 
     Notes
     -----
-    A forward pass leaves in the layer what its backward pass needs, so ``x`` must not be changed in between, nor the
-    layer be called twice. Copies and pickles do not carry it. ``copy.copy`` shares the arrays, ``copy.deepcopy`` none.
+    A forward pass leaves in the layer what its backward pass needs, so neither ``x`` nor ``y`` nor a parameter must be
+    changed in between, nor the layer be called twice. Copies and pickles do not carry it. ``copy.copy`` shares the
+    arrays, ``copy.deepcopy`` none.
 
     A layer of your own keeps what it needs in ``self._cache`` and writes ``self.grads["weight"] = ...`` in
     :meth:`backward`; one made of other layers says which in :meth:`children`.
@@ -263,7 +264,7 @@ class _BatchNorm(Layer):
         mean, var = (None, None) if by_batch else (self.running_mean, self.running_var)
         y: Array
         y, cache = batch_norm(x, self.weight, self.bias, mean=mean, var=var, eps=self.eps)
-        if self.training and self.track_running_stats:
+        if self.training and self.track_running_stats and self.running_mean is not None:
             self._track(cache, n=x.size // self.num_features)
         self._cache = cache
         return y
@@ -301,7 +302,7 @@ class _BatchNorm(Layer):
                 f"Expected more than 1 value per channel when training, got input size {x.shape}: use a larger batch, "
                 "drop a last batch of one sample (drop_last=True), or call eval() to use the running statistics"
             )
-        if by_batch and self.eps <= 0:
+        if by_batch and not self.eps > 0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
 
     def extra_repr(self) -> str:
@@ -484,7 +485,7 @@ class Linear(Layer):
 
 def _pair(value: int | tuple[int, int], name: str, least: int) -> tuple[int, int]:
     """``value`` for height and width."""
-    pair = value if isinstance(value, tuple) else (value, value)
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(size, (int, np.integer)) and size >= least for size in pair):
         raise ValueError(f"expected {name} to be a whole number >= {least}, or two of them, got {value!r}")
     return pair
@@ -607,14 +608,15 @@ class ReLU(Layer):
 
     def forward(self, x: Array) -> Array:
         """The positive part of ``x``."""
-        self._cache = y = np.maximum(x, 0)
+        y: Array = np.maximum(x, 0)
+        self._cache = y <= 0  # false of NaN, through which the gradient passes, as in PyTorch
         return y
 
     def backward(self, dy: Array) -> Array:
         """``dy`` where x was positive, else 0 (also at x = 0, as in PyTorch)."""
-        y = self._saved()
-        _check_gradient(dy, y.shape)
-        return np.where(y <= 0, 0, dy)
+        dead = self._saved()
+        _check_gradient(dy, dead.shape)
+        return np.where(dead, 0, dy)
 
 
 class Sigmoid(Layer):

@@ -71,7 +71,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[float, Array]:
     shifted = wide - wide.max(axis=1, keepdims=True)  # the same softmax, and exp cannot overflow
     log_softmax = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     rows = np.arange(n)
-    loss = -float(log_softmax[rows, labels].mean())
+    loss = -float(log_softmax[rows, labels].mean()) + 0.0  # no -0.0 for a perfect prediction
     dlogits = np.exp(log_softmax)
     dlogits[rows, labels] -= 1
     return loss, (dlogits / n).astype(logits.dtype, copy=False)
@@ -266,7 +266,7 @@ def _progress_bar(total: int, show: bool) -> Any:
 
 
 def _check_data(data: tuple[Array, Array], name: str) -> tuple[Array, Array]:
-    x, y = data
+    x, y = np.asarray(data[0]), np.asarray(data[1])
     if len(x) != len(y) or not len(x):
         raise ValueError(
             f"expected {name} data with as many labels as samples, at least one, got {len(x)} samples and "
@@ -316,7 +316,8 @@ def fit(
     -------
     history : History
         Also of a training that ended early. Ctrl-C ends it after the step under way, with the model as that step left
-        it (a second Ctrl-C does not wait). A loss that is NaN or infinite ends it before the update.
+        it (a second Ctrl-C does not wait). A loss that is NaN or infinite ends it before the update; running statistics
+        have then met that batch.
 
     Raises
     ------

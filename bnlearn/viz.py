@@ -267,14 +267,15 @@ def label_lines(ax: Axes, *, size: float = 11) -> None:
     ValueError
         If no line has a label.
     """
+    named = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")]
+    if not named:
+        raise ValueError("expected lines drawn with label=..., got axes without any")
     ends: list[tuple[Any, float]] = []
-    for line in ax.get_lines():
+    for line in named:
         data = np.asarray(line.get_ydata(), dtype=np.float64)
         finite = data[np.isfinite(data)]
-        if not str(line.get_label()).startswith("_") and finite.size:
+        if finite.size:  # a line that is all gaps has no end to write at
             ends.append((line, float(finite[-1])))
-    if not ends:
-        raise ValueError("expected lines drawn with label=..., got axes without any")
     for text in [text for text in ax.texts if text.get_gid() == _LINE_LABEL]:
         text.remove()
     figure: Any = ax.figure.figure  # the whole figure, also where the axes are in a part of it

@@ -18,7 +18,7 @@ def test_numpy():
 
 def test_mixture_is_refused_with_both_names():
     torch = pytest.importorskip("torch")
-    with pytest.raises(TypeError, match=r"got numpy\.ndarray, torch\.Tensor; convert them all"):
+    with pytest.raises(TypeError, match=r"got numpy\.ndarray, torch\.Tensor; convert them all to numpy\.ndarray"):
         namespace(np.zeros(2), torch.zeros(2))
 
 

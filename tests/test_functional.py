@@ -138,8 +138,8 @@ class TestForward:
         x, gamma, beta, _ = made(rng, (5, 3), np.float32)
         y, _ = batch_norm(x, gamma.astype(np.float64), beta.astype(np.float64))
         assert y.dtype == np.float32
-        y, _ = batch_norm(x, mean=np.zeros(3), var=np.ones(3))
-        assert y.dtype == np.float32
+        y, cache = batch_norm(x, mean=np.zeros(3), var=np.ones(3), eps=np.float64(1e-5))
+        assert y.dtype == cache.x_hat.dtype == np.float32
 
 
 class TestPrecision:
@@ -316,6 +316,33 @@ class TestUpdateRunning:
         )
         assert (mean[0], var[0]) == (1.0, 0.5)
 
+    @pytest.mark.parametrize("n", [4, np.int64(4), np.array(4)], ids=["int", "scalar", "array"])
+    def test_a_count_of_any_kind_keeps_the_dtype(self, n):
+        mean, var = update_running(
+            np.zeros(2, np.float32), np.ones(2, np.float32), np.ones(2), np.full(2, 3.0), n, momentum=np.float64(0.5)
+        )
+        assert mean.dtype == var.dtype == np.float32
+        np.testing.assert_array_equal(mean, 0.5)
+        np.testing.assert_array_equal(var, 2.5)
+
+    def test_half_precision_does_not_overflow_on_the_way(self):
+        half = np.zeros(1, np.float16), np.ones(1, np.float16)
+        _, var = update_running(*half, np.zeros(1, np.float32), np.array([90_000.0], np.float32), n=100)
+        assert var.dtype == np.float16
+        np.testing.assert_allclose(var, 0.9 + 0.1 * 90_000 * 100 / 99, rtol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("n", "error", "message"),
+        [
+            (-5, ValueError, "expected n >= 0, got -5"),
+            (2.5, TypeError, r"expected n to be a whole number, got 2\.5"),
+            (np.float64(4), TypeError, r"expected n to be a whole number, got np\.float64\(4\.0\)"),
+        ],
+    )
+    def test_counts_that_are_none(self, n, error, message):
+        with pytest.raises(error, match=message):
+            update_running(np.zeros(1), np.ones(1), np.zeros(1), np.ones(1), n)
+
     def test_inputs_are_not_changed_and_dtype_is_kept(self, rng):
         running_mean, running_var = np.zeros(2, np.float32), np.ones(2, np.float32)
         mean, var = update_running(running_mean, running_var, rng.standard_normal(2), rng.uniform(1, 2, 2), n=4)
@@ -364,6 +391,8 @@ class TestErrors:
     def test_negative_eps(self):
         with pytest.raises(ValueError, match=r"expected eps >= 0, got -0\.1"):
             batch_norm(np.zeros((4, 3)), eps=-0.1)
+        with pytest.raises(ValueError, match="expected eps >= 0, got nan"):
+            batch_norm(np.zeros((4, 3)), eps=np.nan)
 
     @pytest.mark.parametrize("dtype", ["int64", "bool", "complex128"])
     def test_not_floating_point(self, dtype):
@@ -371,8 +400,12 @@ class TestErrors:
             batch_norm(np.zeros((4, 3), dtype=dtype))
 
     def test_not_an_array(self):
-        with pytest.raises(TypeError, match=r"arrays of one library .* got builtins\.list"):
+        with pytest.raises(TypeError, match=r"arrays of one library .* got builtins\.list; convert it to one of"):
             batch_norm([[1.0, 2.0]])
+        with pytest.raises(TypeError, match=r"got numpy\.ndarray, builtins\.float; convert them all to numpy\.ndarray"):
+            batch_norm(np.zeros((4, 3)), 2.0)
+        with pytest.raises(TypeError, match="got None; convert it"):
+            batch_norm(None)
 
     def test_dy_of_the_wrong_shape(self, rng):
         _, cache = batch_norm(rng.standard_normal((4, 3)))

@@ -116,6 +116,24 @@ class TestPyTorch:
         for ours, name in zip(hand_written, ("x", "gamma", "beta"), strict=True):
             torch.testing.assert_close(ours, d[name].grad, rtol=1e-10, atol=1e-10)
 
+    def test_running_statistics_leave_the_graph(self, rng):
+        """Otherwise every batch's graph would live as long as the running statistics, and a second backward fail."""
+        d = {name: torch.tensor(value) for name, value in made(rng, (6, 3)).items()}
+        mean, var = d["running_mean"], d["running_var"]
+        d["x"].requires_grad_()
+        for _ in range(2):
+            y, cache = batch_norm(d["x"], d["gamma"])
+            mean, var = update_running(mean, var, cache.mean, cache.var, n=6)
+            (y * d["dy"] + batch_norm(d["x"], mean=mean, var=var)[0]).sum().backward()
+        assert not mean.requires_grad
+        assert not var.requires_grad
+
+    def test_half_precision_staged(self, rng):
+        d = made(rng, (8, 3), np.float32)
+        _, cache = batch_norm(torch.tensor(d["x"]).bfloat16(), torch.tensor(d["gamma"]))
+        (dx, _, _), _ = batch_norm_backward_staged(torch.tensor(d["dy"]).bfloat16(), cache)
+        assert dx.dtype == torch.bfloat16
+
     def test_second_derivatives(self, rng):
         """``gradgradcheck`` differentiates our forward twice: nothing in it blocks the graph."""
         x = torch.tensor(rng.standard_normal((5, 3)), requires_grad=True)
@@ -169,6 +187,19 @@ class TestOneFormulaEveryLibrary:
         for name, value in run(d).items():
             assert "float32" in str(value.dtype), name
 
+    def test_parameters_of_another_width(self, rng, library):
+        """TensorFlow refuses to mix them, others would widen: here everything takes the width of x."""
+        d = made(rng, (6, 3, 4), np.float32)
+        wide = {name: TO[library](value.astype(np.float64)) for name, value in d.items()}
+        x, dy = TO[library](d["x"]), TO[library](d["dy"])
+        for statistics in ({}, {"mean": wide["running_mean"], "var": wide["running_var"]}):
+            y, cache = batch_norm(x, wide["gamma"], wide["beta"], **statistics)
+            dx, dgamma, _ = batch_norm_backward(dy, cache)
+            assert all("float32" in str(array.dtype) for array in (y, cache.x_hat, dx, dgamma))
+        (staged, *_), _ = batch_norm_backward_staged(dy, batch_norm(x, wide["gamma"])[1])
+        closed, *_ = batch_norm_backward(d["dy"], batch_norm(d["x"], d["gamma"])[1])
+        np.testing.assert_allclose(np.asarray(staged), closed, rtol=1e-4, atol=1e-5)
+
     def test_staged_backward(self, rng, library):
         d = made(rng, (5, 3, 4))
         t = {name: TO[library](value) for name, value in d.items()}
@@ -191,6 +222,10 @@ class TestOneFormulaEveryLibrary:
 
 
 class TestJax:
+    def test_running_statistics_with_a_traced_count(self):
+        step = jax.jit(lambda n: update_running(*(jax.numpy.ones(2),) * 4, n)[1])
+        np.testing.assert_allclose(step(5), 0.9 + 0.1 * 1.25)
+
     def test_grad_and_jit(self, rng):
         d = {name: jax.numpy.asarray(value) for name, value in made(rng, (5, 3, 4)).items()}
         y, pull = jax.vjp(lambda x, gamma, beta: batch_norm(x, gamma, beta)[0], d["x"], d["gamma"], d["beta"])
@@ -243,6 +278,38 @@ class TestKerasAndTensorFlow:
         theirs = tf.nn.batch_normalization(channels_last, mean, var, d["beta"], d["gamma"], 1e-5)
         ours, _ = batch_norm(d["x"], d["gamma"], d["beta"])
         np.testing.assert_allclose(np.moveaxis(ours, 1, -1), theirs, rtol=1e-10, atol=1e-10)
+
+    @pytest.mark.parametrize("unbiased", [True, False])
+    def test_running_statistics_inside_tf_function(self, rng, unbiased):
+        d = made(rng, (6, 3), np.float32)
+
+        @tf.function(input_signature=[tf.TensorSpec((None, 3), tf.float32)])
+        def step(x):
+            _, cache = batch_norm(x)
+            n = tf.shape(x)[0]
+            return update_running(tf.zeros(3), tf.ones(3), cache.mean, cache.var, n, unbiased=unbiased)
+
+        _, cache = batch_norm(d["x"])
+        ours = update_running(np.zeros(3, "f"), np.ones(3, "f"), cache.mean, cache.var, 6, unbiased=unbiased)
+        for left, right in zip(ours, step(d["x"]), strict=True):
+            np.testing.assert_allclose(right, left, rtol=1e-5, atol=1e-6)
+
+    def test_channels_that_are_not_known_yet(self):
+        traced = tf.function(
+            lambda x, gamma: batch_norm_backward_staged(x, batch_norm(x, gamma)[1])[0],
+            input_signature=[tf.TensorSpec((None, None), tf.float64), tf.TensorSpec((None,), tf.float64)],
+        )
+        x, gamma = np.random.default_rng(0).standard_normal((5, 3)), np.array([1.0, -2.0, 0.5])
+        closed = batch_norm_backward(x, batch_norm(x, gamma)[1])
+        for ours, there in zip(closed, traced(x, gamma), strict=True):
+            np.testing.assert_allclose(there, ours, rtol=1e-10, atol=1e-10)
+
+    def test_tensorflow_tensors_need_keras_on_tensorflow(self, monkeypatch):
+        monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+        with pytest.raises(
+            TypeError, match="TensorFlow backend for TensorFlow tensors, got the backend 'torch'; set KERAS"
+        ):
+            batch_norm(tf.zeros((4, 3)))
 
     def test_inside_tf_function_with_an_unknown_batch_size(self, rng):
         d = made(rng, (6, 3, 4))

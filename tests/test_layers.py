@@ -1090,3 +1090,19 @@ def test_mistake_debiased_average_that_starts_the_variance_at_one(rng):
     layer(x)
     np.testing.assert_allclose(layer.running_var, 1, rtol=0.1)
     np.testing.assert_allclose(layer.eval()(x).std(axis=0), 1, rtol=0.1)
+
+
+def test_statistics_taken_away_are_not_tracked_as_in_torch(rng):
+    ours, theirs = layers.BatchNorm1d(3), torch.nn.BatchNorm1d(3)
+    x = rng.standard_normal((6, 3)).astype(np.float32)
+    for layer in (ours, theirs):
+        layer.running_mean = layer.running_var = None
+    for training in (True, False):
+        y = theirs.train(training)(torch.from_numpy(x)).detach().numpy()
+        np.testing.assert_allclose(ours.train(training)(x), y, rtol=1e-5, atol=1e-5)
+
+
+def test_relu_s_output_may_be_changed_before_backward(rng):
+    layer, x = layers.ReLU(), rng.standard_normal((4, 3))
+    layer(x)[...] = 7.0
+    np.testing.assert_array_equal(layer.backward(np.ones((4, 3))), x > 0)

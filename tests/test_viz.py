@@ -378,9 +378,14 @@ def test_labels_that_pile_up_at_an_edge_stay_beside_the_axes(limits):
 def test_label_lines_refuses_axes_without_labelled_lines():
     axes = plt.subplots()[1]
     axes.plot([1, 2])
-    axes.plot([np.nan, np.nan], label="nothing to see")
     with pytest.raises(ValueError, match="lines drawn with label"):
         viz.label_lines(axes)
+
+
+def test_a_line_that_is_all_gaps_is_drawn_without_a_label():
+    axes = viz.training_curves({"diverged": np.full((2, 4), np.nan)})
+    assert list(line_labels(axes)) == []
+    assert [line.get_label() for line in axes.get_lines()][:1] == ["diverged"]
 
 
 def test_label_lines_in_a_part_of_a_figure():
