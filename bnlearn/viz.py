@@ -2,7 +2,7 @@
 
 Figures are drawn dark on opaque white, 7.2 inches wide at 144 dots per inch, with text of 11 points or more, so that
 they can be read on a phone too. On a dark page the book's style sheet turns them over with
-``filter: invert(.92) hue-rotate(180deg)``: white becomes near black and a hue stays the hue it was. :data:`COLOURS` are
+``filter: invert(.93) hue-rotate(180deg)``: white becomes near black and a hue stays the hue it was. :data:`COLOURS` are
 chosen so that on either page each has a contrast of at least 4.5 to 1 (as WCAG asks of text) and each pair can be told
 apart, also with protanopia, deuteranopia and tritanopia. Lines carry their names; there is no legend to look up.
 
