@@ -11,18 +11,38 @@ No framework is imported here before an array of that framework has arrived.
 from __future__ import annotations
 
 import operator
+import sys
 from functools import cache
+from importlib import import_module
 from typing import Any, TypeAlias
 
 import array_api_compat
 
-__all__ = ["Array", "Namespace", "channel_axes", "namespace", "per_channel", "static_size", "whole_number", "widen"]
+__all__ = [
+    "Array",
+    "Namespace",
+    "channel_axes",
+    "full_shape",
+    "namespace",
+    "per_channel",
+    "static_size",
+    "stop_gradient",
+    "whole_number",
+    "widen",
+]
 
 Array: TypeAlias = Any
 """An array of any supported library. There is no common static type for these, hence ``Any``."""
 
 Namespace: TypeAlias = Any
 """A module (or object) with the functions of the Array API standard that the formulas use."""
+
+
+_SAME_IN_KERAS = (
+    *("abs", "clip", "exp", "isfinite", "log", "matmul", "maximum", "mean", "minimum", "ones_like", "reshape", "shape"),
+    *("sqrt", "square", "stack", "stop_gradient", "sum", "tanh", "where", "zeros_like"),
+)
+_OTHER_IN_KERAS = {"astype": "cast", "concat": "concatenate", "permute_dims": "transpose"}
 
 
 class KerasNamespace:
@@ -35,14 +55,18 @@ class KerasNamespace:
         self._name = keras.backend.standardize_dtype
         self._finfo = ml_dtypes.finfo
         ops = keras.ops
-        self.float32 = "float32"
-        self.mean, self.sum, self.sqrt, self.reshape = ops.mean, ops.sum, ops.sqrt, ops.reshape
-        self.astype, self.isfinite, self.where, self.ones_like = ops.cast, ops.isfinite, ops.where, ops.ones_like
+        self.float32, self.int32 = "float32", "int32"
+        for name in _SAME_IN_KERAS:
+            setattr(self, name, getattr(ops, name))
+        for name, theirs in _OTHER_IN_KERAS.items():
+            setattr(self, name, getattr(ops, theirs))
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"the formulas' Keras namespace has no {name!r}; add it to the tables above the class")
 
     def isdtype(self, dtype: Any, kind: str) -> bool:
-        """Whether ``dtype`` is of this kind; only ``"real floating"`` is asked for."""
-        assert kind == "real floating", kind
-        return "float" in self._name(dtype)
+        """Whether ``dtype`` is of this kind: ``"real floating"`` or ``"bool"``."""
+        return {"real floating": "float", "bool": "bool"}[kind] in self._name(dtype)
 
     def finfo(self, dtype: Any) -> Any:
         """The limits of a floating-point dtype."""
@@ -88,6 +112,12 @@ def namespace(*arrays: Array | None) -> Namespace:
         if "tensorflow" in map(_library, present):
             _refuse_other_backend()
         return _keras_namespace()
+    torch = sys.modules.get("torch")
+    if torch is not None and present and all(isinstance(array, torch.Tensor) for array in present):
+        # Asked for by name, not looked up: torch.compile warns about the cache that the look-up keeps.
+        import array_api_compat.torch as torch_namespace
+
+        return torch_namespace
     try:
         if not all(hasattr(array, "shape") for array in present):
             raise TypeError("a number or a list, which array_api_compat passes over")
@@ -153,3 +183,17 @@ def static_size(x: Array) -> int | None:
             return None
         size *= dimension
     return size
+
+
+def full_shape(xp: Namespace, x: Array) -> tuple[Any, ...]:
+    """The shape of ``x`` with no dimension missing: inside ``tf.function``, an unknown one is a tensor."""
+    return tuple(xp.shape(x)) if isinstance(xp, KerasNamespace) else tuple(x.shape)
+
+
+def stop_gradient(xp: Namespace, x: Array) -> Array:
+    """``x`` as a constant: no gradient flows back through it, in a library that differentiates."""
+    if hasattr(x, "detach"):
+        return x.detach()
+    if _library(x) in {"jax", "jaxlib"}:
+        return import_module("jax").lax.stop_gradient(x)
+    return xp.stop_gradient(x) if isinstance(xp, KerasNamespace) else x

@@ -1,30 +1,33 @@
-r"""The formulas: pure functions ``forward(x, ...) -> (y, cache)`` and ``backward(dy, cache) -> gradients``.
-
-Shapes, here and everywhere in the book: ``x`` is (N, C, \*spatial), N samples of C channels (features), each channel
-holding zero or more spatial axes. A statistic *per channel* is taken over N and all spatial axes and has shape (C,).
-
-Every function takes arrays of any one library: NumPy, PyTorch (and is differentiable there), JAX, TensorFlow through
-``keras.ops``, or another that follows the Python Array API standard. Nothing is changed in place and nothing is
-remembered: what the backward pass needs is in the ``cache`` that the forward pass returns.
-
-Half precision is computed in float32, and comes back only where it came in: in ``y``, ``dx``, the running statistics.
-
-Under ``jax.jit``, numbers such as ``eps`` and ``momentum`` are to be static: they are checked before anything runs.
-"""
+r"""Batch normalisation: its training and inference forms, its gradients, its running statistics."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from bnlearn._arrays import Array, Namespace, channel_axes, namespace, per_channel, static_size, whole_number, widen
+from bnlearn._arrays import (
+    Array,
+    Namespace,
+    channel_axes,
+    namespace,
+    per_channel,
+    static_size,
+    stop_gradient,
+    whole_number,
+    widen,
+)
+from bnlearn.functional._core import (
+    averaging,
+    check_channels,
+    check_eps,
+    check_upstream,
+    keep,
+    scale_and_shift,
+    standardize,
+    standardize_backward,
+    values_per_channel,
+)
 
-__all__ = [
-    "BatchNormCache",
-    "batch_norm",
-    "batch_norm_backward",
-    "batch_norm_backward_staged",
-    "update_running",
-]
+__all__ = ["BatchNormCache", "batch_norm", "batch_norm_backward", "batch_norm_backward_staged", "update_running"]
 
 
 class BatchNormCache(NamedTuple):
@@ -40,6 +43,11 @@ class BatchNormCache(NamedTuple):
         The scale, as it was given.
     mean, var : array, shape (C,), or None
         The mean and the biased variance of this batch; None when the caller gave the statistics (inference).
+    n : int
+        Values per channel behind the statistics (an integer array where only the run can tell: with a mask, or a
+        batch size that is not known yet); for :func:`update_running`.
+    mask : array of bool, broadcastable to x, or None
+        What was not padding.
     """
 
     x_hat: Array
@@ -47,35 +55,25 @@ class BatchNormCache(NamedTuple):
     gamma: Array | None
     mean: Array | None
     var: Array | None
+    n: int | Array
+    mask: Array | None = None
 
 
-def _check_channels(x: Array, **vectors: Array | None) -> None:
-    r"""Raise unless ``x`` is (N, C, \*spatial) and each vector that was given is (C,)."""
-    if len(x.shape) < 2:
-        raise ValueError(f"expected x of shape (N, C, *spatial), at least 2D, got shape {tuple(x.shape)}")
-    known = isinstance(x.shape[1], int)  # the channels of a symbolic array may not be
-    for name, vector in vectors.items():
-        if vector is not None and known and tuple(vector.shape) != (x.shape[1],):
-            raise ValueError(
-                f"expected {name} of shape ({x.shape[1]},), one value per channel of x with shape {tuple(x.shape)}, "
-                f"got shape {tuple(vector.shape)}"
-            )
-
-
-def _centre(xp: Namespace, x: Array, axes: tuple[int, ...]) -> tuple[Array, Array]:
-    """``(x - mean, mean)``, with the rounding error of the first mean taken out by a second.
-
-    In float32, data with mean 1e3 and standard deviation 0.1 leaves four decimal digits for the deviation, and the
-    plain mean of a long column in NumPy spoils two of them. ``x - mean`` is exact where x is within a factor of two of
-    its mean (Sterbenz), so the mean of what is left over measures the error, and removes it: the corrected two-pass
-    algorithm of Chan, Golub and LeVeque (1983), equation 1.7, applied to the deviations too.
-    """
-    mean = xp.mean(x, axis=axes, keepdims=True)
-    centred = x - mean
-    error = xp.mean(centred, axis=axes, keepdims=True)
-    # An infinite mean has no rounding error to take out: inf - inf would make it NaN, where PyTorch says inf.
-    mean_or_inf = xp.where(xp.isfinite(mean), mean + error, mean)
-    return centred - error, xp.reshape(mean_or_inf, (-1,))
+def _mask_like(x: Array, mask: Array | None, xp: Namespace) -> Array | None:
+    """The mask as (N, 1, *spatial), to meet ``x``."""
+    if mask is None:
+        return None
+    shape = tuple(x.shape)
+    expected = (shape[0], *shape[2:])
+    if not xp.isdtype(mask.dtype, "bool"):
+        raise TypeError(
+            f"expected mask of dtype bool, True where x is real, got {mask.dtype}; compare it, e.g. mask > 0"
+        )
+    if tuple(mask.shape) != expected:
+        raise ValueError(
+            f"expected mask of shape {expected}, (N, *spatial) for x with shape {shape}, got {tuple(mask.shape)}"
+        )
+    return xp.reshape(mask, (-1, 1, *shape[2:])) if len(shape) > 2 else xp.reshape(mask, (-1, 1))
 
 
 def batch_norm(
@@ -85,6 +83,7 @@ def batch_norm(
     *,
     mean: Array | None = None,
     var: Array | None = None,
+    mask: Array | None = None,
     eps: float = 1e-5,
 ) -> tuple[Array, BatchNormCache]:
     r"""Normalise each channel of ``x`` to mean 0 and variance 1, then scale by ``gamma`` and shift by ``beta``.
@@ -100,6 +99,9 @@ def batch_norm(
         Scale and shift; None stands for ones and zeros.
     mean, var : array, shape (C,), optional
         Statistics to normalise by, both or neither.
+    mask : array of bool, shape (N, \*spatial), optional
+        True where ``x`` is real, False where it is padding. Padding does not enter the statistics, whatever it holds
+        (NaN too), and is zero in ``y`` and in ``dx``.
     eps : float
         Added to the variance, not negative.
 
@@ -108,12 +110,12 @@ def batch_norm(
     y : array, shape (N, C, \*spatial)
         Of the dtype of ``x``.
     cache : BatchNormCache
-        For :func:`batch_norm_backward`, and for :func:`update_running` (``cache.mean``, ``cache.var``).
+        For :func:`batch_norm_backward`, and for :func:`update_running` (``cache.mean``, ``cache.var``, ``cache.n``).
 
     Raises
     ------
     TypeError
-        If the arrays belong to different libraries, or ``x`` is not floating-point.
+        If the arrays belong to different libraries, ``x`` is not floating-point, or ``mask`` not boolean.
     ValueError
         If a shape does not fit, only one of ``mean`` and ``var`` is given, or ``eps`` is negative.
 
@@ -128,50 +130,44 @@ def batch_norm(
     >>> print(cache.mean, cache.var)
     [ 2. 20.] [  1. 100.]
     """
-    xp = namespace(x, gamma, beta, mean, var)
-    _check_channels(x, gamma=gamma, beta=beta, mean=mean, var=var)
+    xp = namespace(x, gamma, beta, mean, var, mask)
+    check_channels(x, gamma=gamma, beta=beta, mean=mean, var=var)
     if (mean is None) != (var is None):
         given, missing = ("mean", "var") if var is None else ("var", "mean")
         raise ValueError(f"expected both mean and var or neither, got {given} without {missing}")
-    if not eps >= 0:
-        raise ValueError(f"expected eps >= 0, got {eps}")
-    eps = float(eps)  # a NumPy number would widen float32
+    eps = check_eps(eps)
 
     wide = widen(xp, x)
-    axes = channel_axes(x)
+    real = _mask_like(x, mask, xp)
+    n = values_per_channel(xp, x, real)
     batch_mean: Array | None = None
     batch_var: Array | None = None
     if mean is not None and var is not None:
-        centred = wide - per_channel(xp, xp.astype(mean, wide.dtype), wide)
-        spread = xp.astype(var, wide.dtype)
+        inv_std = 1 / xp.sqrt(xp.astype(var, wide.dtype) + eps)
+        x_hat = (wide - per_channel(xp, xp.astype(mean, wide.dtype), wide)) * per_channel(xp, inv_std, wide)
+    elif static_size(x) == 0:  # the mean of nothing is NaN, without the library's warning
+        batch_mean = xp.sum(wide, axis=channel_axes(x)) + float("nan")
+        x_hat, inv_std, batch_var = wide, batch_mean, batch_mean
     else:
-        if static_size(x) == 0:  # the mean of nothing is NaN, without the library's warning
-            centred, batch_mean = wide, xp.sum(wide, axis=axes) + float("nan")
-            spread = batch_mean
-        else:
-            centred, batch_mean = _centre(xp, wide, axes)
-            spread = xp.mean(centred * centred, axis=axes)
-        batch_var = spread
+        over_batch = averaging(xp, channel_axes(x), real)
+        batch = standardize(xp, keep(xp, wide, real), over_batch, eps=eps)
+        x_hat, inv_std = batch.x_hat, xp.reshape(batch.inv_std, (-1,))
+        batch_mean, batch_var = xp.reshape(batch.mean, (-1,)), xp.reshape(batch.var, (-1,))
 
-    inv_std = 1 / xp.sqrt(spread + eps)
-    x_hat = centred * per_channel(xp, inv_std, wide)
-    y = x_hat
-    if gamma is not None:
-        y = y * per_channel(xp, xp.astype(gamma, wide.dtype), wide)
-    if beta is not None:
-        y = y + per_channel(xp, xp.astype(beta, wide.dtype), wide)
-    return xp.astype(y, x.dtype), BatchNormCache(x_hat, inv_std, gamma, batch_mean, batch_var)
+    y = keep(xp, scale_and_shift(xp, keep(xp, x_hat, real), gamma, beta), real)
+    cache = BatchNormCache(keep(xp, x_hat, real), inv_std, gamma, batch_mean, batch_var, n, real)
+    return xp.astype(y, x.dtype), cache
 
 
-def _upstream(dy: Array, cache: BatchNormCache) -> tuple[Namespace, Array, Array]:
-    """The namespace, ``dy`` in the cache's precision, and ``gamma * inv_std`` as (1, C, 1, ...)."""
-    x_hat, inv_std = cache.x_hat, cache.inv_std
-    xp = namespace(dy, x_hat)
-    if tuple(dy.shape) != tuple(x_hat.shape):
-        raise ValueError(f"expected dy of the shape of x, {tuple(x_hat.shape)}, got {tuple(dy.shape)}")
-    wide = xp.astype(widen(xp, dy, "dy"), x_hat.dtype)
-    scale = inv_std if cache.gamma is None else xp.astype(cache.gamma, x_hat.dtype) * inv_std
-    return xp, wide, per_channel(xp, scale, x_hat)
+def _upstream(dy: Array, cache: BatchNormCache) -> tuple[Namespace, Array]:
+    """The namespace, and ``dy`` in the cache's precision, zero where the mask says padding."""
+    xp, wide = check_upstream(dy, cache.x_hat)
+    return xp, keep(xp, wide, cache.mask)
+
+
+def _scaled(xp: Namespace, dy: Array, cache: BatchNormCache) -> Array:
+    """The gradient with respect to ``x_hat``."""
+    return dy if cache.gamma is None else dy * per_channel(xp, xp.astype(cache.gamma, dy.dtype), dy)
 
 
 def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array, Array]:
@@ -212,17 +208,16 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array,
     >>> bool(abs(dx.sum()) < 1e-15), dbeta
     (True, array([1.]))
     """
-    xp, wide, scale = _upstream(dy, cache)
+    xp, wide = _upstream(dy, cache)
     axes = channel_axes(dy)
     dgamma = xp.sum(wide * cache.x_hat, axis=axes)
     dbeta = xp.sum(wide, axis=axes)
+    dx_hat, inv_std = _scaled(xp, wide, cache), per_channel(xp, cache.inv_std, wide)
     if cache.mean is None or static_size(dy) == 0:
-        dx = scale * wide
+        dx = inv_std * dx_hat
     else:
-        along_ones = xp.mean(wide, axis=axes, keepdims=True)
-        along_x_hat = xp.mean(wide * cache.x_hat, axis=axes, keepdims=True)
-        dx = scale * (wide - along_ones - cache.x_hat * along_x_hat)
-    return xp.astype(dx, dy.dtype), dgamma, dbeta
+        dx = standardize_backward(dx_hat, cache.x_hat, inv_std, averaging(xp, axes, cache.mask))
+    return xp.astype(keep(xp, dx, cache.mask), dy.dtype), dgamma, dbeta
 
 
 def batch_norm_backward_staged(dy: Array, cache: BatchNormCache) -> tuple[tuple[Array, Array, Array], dict[str, Array]]:
@@ -254,11 +249,12 @@ def batch_norm_backward_staged(dy: Array, cache: BatchNormCache) -> tuple[tuple[
         As :func:`batch_norm_backward`; ValueError also if the cache is of the inference form, whose graph has no such
         nodes.
     """
-    if cache.mean is None:
+    if cache.mean is None or cache.mask is not None:
+        form = "inference form" if cache.mean is None else "masked form"
         raise ValueError(
-            "expected the cache of the training form, got one of the inference form; use batch_norm_backward"
+            f"expected the cache of the training form without a mask, got one of the {form}; use batch_norm_backward"
         )
-    xp, wide, _ = _upstream(dy, cache)
+    xp, wide = _upstream(dy, cache)
     axes = channel_axes(dy)
     inv_std = per_channel(xp, cache.inv_std, wide)
     centred = cache.x_hat / inv_std
@@ -274,7 +270,7 @@ def batch_norm_backward_staged(dy: Array, cache: BatchNormCache) -> tuple[tuple[
     stages["beta"] = xp.sum(wide, axis=axes)
     stages["scaled"] = wide
     stages["gamma"] = xp.sum(stages["scaled"] * cache.x_hat, axis=axes)
-    stages["x_hat"] = wide if cache.gamma is None else wide * per_channel(xp, xp.astype(cache.gamma, wide.dtype), wide)
+    stages["x_hat"] = _scaled(xp, wide, cache)
     stages["centred via x_hat"] = stages["x_hat"] * inv_std
     stages["inv_std"] = xp.sum(stages["x_hat"] * centred, axis=axes)
     stages["var"] = stages["inv_std"] * (-0.5) * cache.inv_std**3
@@ -312,8 +308,9 @@ def update_running(
     mean, var : array, shape (C,)
         The batch's mean and biased variance, from ``cache.mean`` and ``cache.var``.
     n : int
-        Values per channel behind them: N times the number of spatial positions. With 0 the statistics stay. Inside
-        ``tf.function`` or ``jax.jit`` it may be an integer tensor, which is taken to be above 1.
+        Values per channel behind them, ``cache.n``: N times the number of spatial positions, or what the mask left of
+        them. With 0 the statistics stay. Inside ``tf.function`` or ``jax.jit`` it may be an integer tensor, whose
+        value cannot be refused: 1 then counts as 2.
     momentum : float
         Weight of the new batch, from 0 to 1.
     unbiased : bool
@@ -355,12 +352,14 @@ def update_running(
 
     def average(running: Array, batch: Array, name: str) -> Array:
         wide = widen(xp, running, name)
-        detached = batch.detach() if hasattr(batch, "detach") else batch
-        new = xp.astype(detached, wide.dtype)
+        new = xp.astype(stop_gradient(xp, batch), wide.dtype)
+        # Only where it is traced is n left to the library, whose integers do not mix with its floats.
+        values = xp.astype(n, wide.dtype) if count is None else float(count)
         if unbiased and name == "running_var":
-            # Only where it is traced is n left to the library, whose integers do not mix with its floats.
-            values = xp.astype(n, wide.dtype) if count is None else float(count)
-            new = new * (values / (values - 1))
-        return xp.astype((1 - momentum) * wide + momentum * new, running.dtype)
+            new = new * (1 + 1 / (values - 1 if count else xp.where(values > 2, values - 1, xp.ones_like(values))))
+        updated = (1 - momentum) * wide + momentum * new
+        if count is None:
+            updated = xp.where(values > 0, updated, wide)
+        return xp.astype(updated, running.dtype)
 
     return average(running_mean, mean, "running_mean"), average(running_var, var, "running_var")
