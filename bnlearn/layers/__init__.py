@@ -1,0 +1,30 @@
+r"""A small neural network in NumPy, with PyTorch's names and semantics: layers that own state and call the formulas.
+
+Every layer maps ``x`` to ``y = layer(x)``, and then the gradient of a loss with respect to ``y`` to the one with
+respect to ``x``: ``dx = layer.backward(dy)``. There is no automatic differentiation: :class:`Sequential` calls its
+layers forwards and then backwards. The formulas of batch normalisation live in :mod:`bnlearn.functional`; here is what
+PyTorch wraps around them.
+
+Shapes are (N, C, \*spatial): N samples, C channels (features), zero or more spatial axes.
+"""
+
+from __future__ import annotations
+
+from bnlearn.layers._base import Layer
+from bnlearn.layers.basic import Conv2d, Flatten, Linear, ReLU, Sigmoid, Tanh
+from bnlearn.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnlearn.layers.sequential import Sequential
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Conv2d",
+    "Flatten",
+    "Layer",
+    "Linear",
+    "ReLU",
+    "Sequential",
+    "Sigmoid",
+    "Tanh",
+]

@@ -1,0 +1,10 @@
+r"""The normalisers that PyTorch lacks, as modules with PyTorch's names, arguments, defaults and shapes.
+
+Each calls its formula in :mod:`bnlearn.functional` on PyTorch's tensors, so autograd, ``torch.compile``, other devices
+and half precision (with statistics in float32) work as they do there. Shapes are (N, C, \*spatial); a module with
+running statistics takes its parameters and buffers, and the rules for them, from ``torch.nn.BatchNorm2d``.
+"""
+
+from __future__ import annotations
+
+__all__: list[str] = []
