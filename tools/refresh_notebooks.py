@@ -54,7 +54,7 @@ def refresh(path: Path) -> None:
 def main(names: list[str]) -> int:
     """Refresh each named notebook, and say at the end which ones raised."""
     if not names:
-        print("expected the paths of notebooks, got none, e.g. notebooks/02_the_transform.ipynb", file=sys.stderr)
+        print("expected the paths of notebooks, got none, e.g. notebooks/21_the_transform.ipynb", file=sys.stderr)
         return 2
     failed = 0
     bar = tqdm([Path(name) for name in names], unit="notebook")

@@ -12,17 +12,17 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 CHAPTERS = [
-    "01_why_normalise",
-    "02_the_transform",
-    "03_backward",
-    "04_from_scratch",
-    "05_pytorch",
-    "06_keras_tensorflow",
-    "07_limits",
+    "11_why_normalise",
+    "21_the_transform",
+    "22_backward",
+    "31_from_scratch",
+    "41_pytorch",
+    "42_keras_tensorflow",
+    "61_limits",
 ]
 UNCOMPARED = {
-    "06_keras_tensorflow": 1,  # trains on MNIST where its files are, and says so where they are not
-    "07_limits": 1,  # prints times of this machine
+    "42_keras_tensorflow": 1,  # trains on MNIST where its files are, and says so where they are not
+    "61_limits": 1,  # prints times of this machine
 }
 """How many cells of a notebook may print what another run would not."""
 ADDRESS = re.compile(r"0x[0-9a-f]{6,}|/home/|/root/|/Users/|/tmp/|site-packages|[A-Z]:\\\\", re.IGNORECASE)

@@ -275,12 +275,12 @@ def test_search_works_without_a_network(browser: Browser, address: str) -> None:
 def test_a_notebook_can_be_downloaded_from_its_page(browser: Browser, address: str, root: Path) -> None:
     context, foreign = open_context(browser, address, "light")
     page = context.new_page()
-    page.goto(f"{address}notebooks/02_the_transform.html")
+    page.goto(f"{address}notebooks/21_the_transform.html")
     page.locator(".dropdown-download-buttons > button").click()
     with page.expect_download() as download:
         page.locator("a.btn-download-source-button").click()
-    assert download.value.suggested_filename == "02_the_transform.ipynb"
-    assert Path(download.value.path()).read_bytes() == (root / "notebooks" / "02_the_transform.ipynb").read_bytes()
+    assert download.value.suggested_filename == "21_the_transform.ipynb"
+    assert Path(download.value.path()).read_bytes() == (root / "notebooks" / "21_the_transform.ipynb").read_bytes()
     assert foreign == []
     context.close()
 
@@ -305,7 +305,7 @@ def test_it_opens_from_a_folder_too(browser: Browser, site: Path) -> None:
     page.goto((site / "index.html").as_uri())
     page.wait_for_url((site / "book" / "intro.html").as_uri())
     page.locator("article h1").wait_for()
-    result = visit(context, foreign, (site / "notebooks" / "02_the_transform.html").as_uri())
+    result = visit(context, foreign, (site / "notebooks" / "21_the_transform.html").as_uri())
     context.close()
     assert (result.foreign, result.errors, result.overflow) == ([], [], 0)
     assert result.seen["fonts_loaded"] > 0
