@@ -39,10 +39,11 @@ Namespace: TypeAlias = Any
 
 
 _SAME_IN_KERAS = (
-    *("abs", "clip", "exp", "isfinite", "log", "matmul", "maximum", "mean", "minimum", "ones_like", "reshape", "shape"),
-    *("sqrt", "square", "stack", "stop_gradient", "sum", "tanh", "where", "zeros_like"),
+    *("abs", "clip", "exp", "isfinite", "linalg", "log", "matmul", "max", "maximum", "mean", "minimum"),
+    *("ones_like", "reshape", "shape", "sign", "sqrt", "square", "stack", "stop_gradient", "sum", "take", "tanh"),
+    *("tril", "triu", "where", "zeros_like"),
 )
-_OTHER_IN_KERAS = {"astype": "cast", "concat": "concatenate", "permute_dims": "transpose"}
+_OTHER_IN_KERAS = {"astype": "cast", "concat": "concatenate", "cumulative_sum": "cumsum", "permute_dims": "transpose"}
 
 
 class KerasNamespace:

@@ -1,4 +1,4 @@
-"""The formulas against everybody else's: PyTorch, JAX, Keras, TensorFlow, Array API strict, and ONNX's own cases."""
+"""The formulas against everybody else's: PyTorch, JAX, Keras, TensorFlow and Array API strict."""
 
 from __future__ import annotations
 
@@ -332,50 +332,3 @@ class TestKerasAndTensorFlow:
     def test_bfloat16(self, rng):
         y, cache = batch_norm(tf.cast(tf.constant(rng.standard_normal((8, 3))), tf.bfloat16))
         assert (y.dtype, cache.x_hat.dtype) == (tf.bfloat16, tf.float32)
-
-
-def onnx_cases():
-    """ONNX's own node cases for BatchNormalization, by name."""
-    pytest.importorskip("onnx")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # building the cases of the OTHER operators overflows and divides by zero
-        from onnx.backend.test.case.node import collect_testcases
-
-        return {case.name: case for case in collect_testcases("BatchNormalization")}
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return onnx_cases()
-
-
-ONNX_NAMES = [
-    "test_batchnorm_example",
-    "test_batchnorm_epsilon",
-    "test_batchnorm_example_training_mode",
-    "test_batchnorm_epsilon_training_mode",
-]
-
-
-def test_these_are_all_of_onnx_cases(cases):
-    assert sorted(cases) == sorted(ONNX_NAMES)
-
-
-@pytest.mark.parametrize("name", ONNX_NAMES)
-def test_onnx_case(cases, name):
-    """ONNX: momentum is the weight of the OLD, the running variance is biased."""
-    case = cases[name]
-    (node,) = case.model.graph.node
-    attributes = {a.name: a.i if a.name == "training_mode" else a.f for a in node.attribute}
-    for inputs, expected in case.data_sets:
-        x, gamma, beta, mean, var = inputs
-        eps = attributes.get("epsilon", 1e-5)
-        if attributes.get("training_mode"):
-            y, cache = batch_norm(x, gamma, beta, eps=eps)
-            n = x.size // x.shape[1]
-            momentum = 1 - attributes.get("momentum", 0.9)
-            got = [y, *update_running(mean, var, cache.mean, cache.var, n, momentum=momentum, unbiased=False)]
-        else:
-            got = [batch_norm(x, gamma, beta, mean=mean, var=var, eps=eps)[0]]
-        for ours, theirs in zip(got, expected, strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=case.rtol, atol=case.atol)

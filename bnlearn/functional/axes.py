@@ -5,11 +5,12 @@ Each sample is normalised by itself, so training and inference are the same and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import NamedTuple
 
-from bnlearn._arrays import Array, channel_axes, full_shape, namespace, widen
+from bnlearn._arrays import Array, Namespace, channel_axes, full_shape, namespace, static_size, widen
 from bnlearn.functional._core import (
+    Averaging,
     averaging,
     check_channels,
     check_eps,
@@ -40,29 +41,24 @@ class NormCache(NamedTuple):
     x_hat : array, shape (N, C, \*spatial)
         The normalised input, before gamma and beta.
     inv_std : array
-        ``1 / sqrt(var + eps)``, of the grouped shape, the averaged axes kept at length one.
+        ``1 / sqrt(var + eps)``, the averaged axes kept at length one. For groups it is (N, groups, 1, 1, ...): one axis
+        more than x, whose channels were then averaged as (groups, C / groups).
     gamma : array or None
         The scale, as it was given.
-    grouped : tuple of int
-        The shape in which the axes are averaged: that of x, or for groups (N, groups, C / groups, \*spatial).
-    axes : tuple of int
-        Which axes of that shape were averaged.
-    shared : tuple of int
-        The axes of x along which gamma and beta are the same.
-    parameters : tuple of int
-        The shape of gamma and beta.
-    subtract_mean : bool
-        Whether the mean was taken off.
+    mean, var : array or None
+        The statistics, of the shape of inv_std. Where no mean was taken off, it is None, and var is the mean square.
+    axes, shared : dict with int keys
+        The axes that were averaged (of the grouped shape), and those of x along which gamma and beta are the same. As
+        the keys of a dictionary without values, since jax.jit makes arrays of a tuple of numbers, and of keys does not.
     """
 
     x_hat: Array
     inv_std: Array
     gamma: Array | None
-    grouped: tuple[int, ...]
-    axes: tuple[int, ...]
-    shared: tuple[int, ...]
-    parameters: tuple[int, ...]
-    subtract_mean: bool
+    mean: Array | None
+    var: Array
+    axes: dict[int, None]
+    shared: dict[int, None]
 
 
 def _normalize(
@@ -70,53 +66,85 @@ def _normalize(
     gamma: Array | None,
     beta: Array | None,
     *,
-    axes: tuple[int, ...],
-    shared: tuple[int, ...],
+    axes: Sequence[int],
+    shared: Sequence[int],
     eps: float,
-    grouped: tuple[int, ...] | None = None,
+    groups: int | None = None,
     subtract_mean: bool = True,
 ) -> tuple[Array, NormCache]:
-    """All four of them: standardise over ``axes`` (of the ``grouped`` shape, if one is given), then scale and shift."""
+    """All four of them: standardise over ``axes`` (of the grouped shape, if there are groups), then scale and shift."""
     xp = namespace(x, gamma, beta)
-    shape = full_shape(xp, x)
-    parameters = tuple(length for axis, length in enumerate(x.shape) if axis not in shared)
-    for name, vector in {"gamma": gamma, "beta": beta}.items():
-        if vector is not None and None not in parameters and tuple(vector.shape) != parameters:
-            raise ValueError(
-                f"expected {name} of shape {parameters} for x with shape {tuple(x.shape)}, got shape "
-                f"{tuple(vector.shape)}"
-            )
-    wide = xp.reshape(widen(xp, x), shape if grouped is None else grouped)
-    norm = standardize(xp, wide, averaging(xp, axes), eps=check_eps(eps), subtract_mean=subtract_mean)
-    x_hat = xp.reshape(norm.x_hat, shape)
-    y = scale_and_shift(xp, x_hat, gamma, beta, _broadcast(shape, shared))
-    cache = NormCache(x_hat, norm.inv_std, gamma, grouped or shape, axes, shared, parameters, subtract_mean)
+    check_parameters(x, shared, gamma=gamma, beta=beta)
+    wide = group(xp, widen(xp, x), groups)
+    norm = standardize(xp, wide, mean_over(xp, x, axes), eps=check_eps(eps), subtract_mean=subtract_mean)
+    x_hat = norm.x_hat if groups is None else xp.reshape(norm.x_hat, full_shape(xp, x))
+    y = scale_and_shift(xp, x_hat, gamma, beta, broadcast(xp, x, shared))
+    cache = NormCache(
+        x_hat, norm.inv_std, gamma, norm.mean, norm.var, dict.fromkeys(tuple(axes)), dict.fromkeys(tuple(shared))
+    )
     return xp.astype(y, x.dtype), cache
 
 
-def _broadcast(shape: tuple[int, ...], shared: tuple[int, ...]) -> tuple[int, ...]:
+def check_parameters(x: Array, shared: Container[int], **vectors: Array | None) -> None:
+    """Raise unless each array that was given has the lengths of the axes of ``x`` that are not shared."""
+    expected = tuple(length for axis, length in enumerate(x.shape) if axis not in shared)
+    for name, vector in vectors.items():
+        if vector is not None and None not in expected and tuple(vector.shape) != expected:
+            raise ValueError(
+                f"expected {name} of shape {expected} for x with shape {tuple(x.shape)}, got shape "
+                f"{tuple(vector.shape)}"
+            )
+
+
+def check_groups(x: Array, groups: int) -> None:
+    """Raise unless ``groups`` divides the channels of ``x``."""
+    channels = x.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(
+            f"expected groups to divide the {channels} channels of x with shape {tuple(x.shape)}, got groups={groups}"
+        )
+
+
+def group(xp: Namespace, x: Array, groups: int | None) -> Array:
+    r"""``x``, shape (N, C, \*spatial), as (N, groups, C / groups, \*spatial); as it is, without groups."""
+    if groups is None:
+        return x
+    samples, channels, *spatial = full_shape(xp, x)
+    return xp.reshape(x, (samples, groups, channels // groups, *spatial))
+
+
+def mean_over(xp: Namespace, x: Array, axes: Sequence[int]) -> Averaging:
+    """The mean over ``axes``; where ``x`` is empty, NaN without the library's warning about the mean of nothing."""
+    if static_size(x) != 0:
+        return averaging(xp, axes)
+    return lambda a: xp.sum(a, axis=tuple(axes), keepdims=True) + float("nan")
+
+
+def broadcast(xp: Namespace, x: Array, shared: Container[int]) -> tuple[int, ...]:
     """The shape in which gamma and beta meet x."""
-    return tuple(1 if axis in shared else length for axis, length in enumerate(shape))
+    return tuple(1 if axis in shared else length for axis, length in enumerate(full_shape(xp, x)))
 
 
 def _normalize_backward(dy: Array, cache: NormCache) -> tuple[Array, Array, Array]:
     """``(dx, dgamma, dbeta)`` for all four of them."""
     xp, wide = check_upstream(dy, cache.x_hat)
     shape = full_shape(xp, dy)
-    dgamma = xp.reshape(xp.sum(wide * cache.x_hat, axis=cache.shared), cache.parameters)
-    dbeta = xp.reshape(xp.sum(wide, axis=cache.shared), cache.parameters)
-    dx_hat = scale_and_shift(xp, wide, cache.gamma, None, _broadcast(shape, cache.shared))
+    shared, parameters = tuple(cache.shared), tuple(n for axis, n in enumerate(shape) if axis not in cache.shared)
+    dgamma = xp.reshape(xp.sum(wide * cache.x_hat, axis=shared), parameters)
+    dbeta = xp.reshape(xp.sum(wide, axis=shared), parameters)
+    dx_hat = scale_and_shift(xp, wide, cache.gamma, None, broadcast(xp, dy, cache.shared))
+    groups = cache.inv_std.shape[1] if len(cache.inv_std.shape) > len(shape) else None
     dx = standardize_backward(
-        xp.reshape(dx_hat, cache.grouped),
-        xp.reshape(cache.x_hat, cache.grouped),
+        group(xp, dx_hat, groups),
+        group(xp, cache.x_hat, groups),
         cache.inv_std,
-        averaging(xp, cache.axes),
-        subtract_mean=cache.subtract_mean,
+        mean_over(xp, dy, tuple(cache.axes)),
+        subtract_mean=cache.mean is not None,
     )
     return xp.astype(xp.reshape(dx, shape), dy.dtype), dgamma, dbeta
 
 
-def _own_axes(x: Array, axes: Sequence[int] | None) -> tuple[int, ...]:
+def own_axes(x: Array, axes: Sequence[int] | None) -> tuple[int, ...]:
     """The axes to normalise over as positive numbers in order; None stands for all but the first."""
     if len(x.shape) < 2:
         raise ValueError(f"expected x of shape (N, C, *spatial), at least 2D, got shape {tuple(x.shape)}")
@@ -175,7 +203,7 @@ def layer_norm(
     [[-1.  1.]
      [-1.  1.]]
     """
-    own = _own_axes(x, axes)
+    own = own_axes(x, axes)
     shared = tuple(axis for axis in range(len(x.shape)) if axis not in own)
     return _normalize(x, gamma, beta, axes=own, shared=shared, eps=eps)
 
@@ -225,7 +253,7 @@ def rms_norm(
     >>> print((y**2).mean())
     1.0
     """
-    own = _own_axes(x, axes)
+    own = own_axes(x, axes)
     shared = tuple(axis for axis in range(len(x.shape)) if axis not in own)
     return _normalize(x, gamma, None, axes=own, shared=shared, eps=eps, subtract_mean=False)
 
@@ -276,16 +304,9 @@ def group_norm(
     [[-1.  1. -1.  1.]]
     """
     check_channels(x, gamma=gamma, beta=beta)
-    channels = x.shape[1]
-    if groups < 1 or channels % groups:
-        raise ValueError(
-            f"expected groups to divide the {channels} channels of x with shape {tuple(x.shape)}, got groups={groups}"
-        )
-    spatial = full_shape(namespace(x), x)[2:]
-    grouped = (-1, groups, channels // groups, *spatial)
-    return _normalize(
-        x, gamma, beta, axes=tuple(range(2, len(grouped))), shared=channel_axes(x), eps=eps, grouped=grouped
-    )
+    check_groups(x, groups)
+    over = range(2, len(x.shape) + 1)
+    return _normalize(x, gamma, beta, axes=over, shared=channel_axes(x), eps=eps, groups=groups)
 
 
 def group_norm_backward(dy: Array, cache: NormCache) -> tuple[Array, Array, Array]:
@@ -323,7 +344,7 @@ def instance_norm(
             f"expected more than 1 spatial element, x of shape (N, C, *spatial), got shape {tuple(x.shape)}; for "
             "features without positions use layer_norm"
         )
-    return _normalize(x, gamma, beta, axes=tuple(range(2, len(x.shape))), shared=channel_axes(x), eps=eps)
+    return _normalize(x, gamma, beta, axes=range(2, len(x.shape)), shared=channel_axes(x), eps=eps)
 
 
 def instance_norm_backward(dy: Array, cache: NormCache) -> tuple[Array, Array, Array]:

@@ -7,5 +7,6 @@ Importing this module imports Keras.
 from __future__ import annotations
 
 from bnlearn.keras._base import InstanceNormalization
+from bnlearn.keras.whitening import DecorrelatedBatchNormalization, IterativeNormalization
 
-__all__ = ["InstanceNormalization"]
+__all__ = ["DecorrelatedBatchNormalization", "InstanceNormalization", "IterativeNormalization"]

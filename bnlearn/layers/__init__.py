@@ -14,17 +14,24 @@ from bnlearn.layers._base import Layer
 from bnlearn.layers.basic import Conv2d, Flatten, Linear, ReLU, Sigmoid, Tanh
 from bnlearn.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from bnlearn.layers.sequential import Sequential
+from bnlearn.layers.weights import SpectralNorm, WeightNorm, WeightStandardization
+from bnlearn.layers.whitening import DecorrelatedBatchNorm, IterNorm
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "Conv2d",
+    "DecorrelatedBatchNorm",
     "Flatten",
+    "IterNorm",
     "Layer",
     "Linear",
     "ReLU",
     "Sequential",
     "Sigmoid",
+    "SpectralNorm",
     "Tanh",
+    "WeightNorm",
+    "WeightStandardization",
 ]

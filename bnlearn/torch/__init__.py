@@ -7,4 +7,6 @@ running statistics takes its parameters and buffers, and the rules for them, fro
 
 from __future__ import annotations
 
-__all__: list[str] = []
+from bnlearn.torch.whitening import DecorrelatedBatchNorm, IterNorm
+
+__all__ = ["DecorrelatedBatchNorm", "IterNorm"]

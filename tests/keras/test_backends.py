@@ -6,6 +6,7 @@ script: ``KERAS_BACKEND=jax python test_backends.py results.npz``.
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def exercise(layer: Any, rng: np.random.Generator, *shapes: tuple[int, ...]) -> 
     inputs = arrays[0] if len(arrays) == 1 else arrays
     layer(inputs)
     layer.set_weights([rng.uniform(0.5, 2, w.shape).astype(w.dtype) for w in layer.weights])
-    takes_training = layer._call_has_training_arg
+    takes_training = "training" in inspect.signature(layer.call).parameters
     for options in [{"training": True}, {"training": False}] if takes_training else [{}]:
         y = keras.ops.convert_to_numpy(layer(inputs, **options))
         yield y
