@@ -109,16 +109,17 @@ def namespace(*arrays: Array | None) -> Namespace:
         If the arrays belong to different libraries, or one of them to none that is supported.
     """
     present = [array for array in arrays if array is not None]
-    if present and all(map(_is_keras_tensor, present)):
-        if "tensorflow" in map(_library, present):
-            _refuse_other_backend()
-        return _keras_namespace()
+    # First: torch.compile cannot follow the questions below about a Parameter's class.
     torch = sys.modules.get("torch")
     if torch is not None and present and all(isinstance(array, torch.Tensor) for array in present):
         # Asked for by name, not looked up: torch.compile warns about the cache that the look-up keeps.
         import array_api_compat.torch as torch_namespace
 
         return torch_namespace
+    if present and all(map(_is_keras_tensor, present)):
+        if "tensorflow" in map(_library, present):
+            _refuse_other_backend()
+        return _keras_namespace()
     try:
         if not all(hasattr(array, "shape") for array in present):
             raise TypeError("a number or a list, which array_api_compat passes over")

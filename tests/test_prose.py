@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bnlearn import functional
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "book").glob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -65,3 +67,11 @@ def test_every_entry_is_cited() -> None:
 
 def test_no_key_is_used_twice() -> None:
     assert len(KEYS) == len(set(KEYS))
+
+
+def test_every_formula_has_its_place_on_an_api_page():
+    pages = (ROOT / "book" / "api").glob("functional_*.md")
+    listed = [
+        name for page in pages for name in re.findall(r"^\.\. auto\w+:: (\w+)$", page.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert sorted(listed) == sorted(functional.__all__)

@@ -160,16 +160,19 @@ def _joined(inputs: Sequence[Order], widths: Sequence[int]) -> Array:
 
 
 def _guess_nothing(layers: Sequence[Any], orders: dict[int, Order]) -> None:
-    """Outside a graph: the first dense layer after a Flatten, or after a convolution of other width, is unclear."""
+    """Outside a graph: what comes after a Flatten, or is wider than the convolution before it, is unclear."""
     width, flattened = None, False
     for layer in layers:
         if isinstance(layer, (L.Flatten, L.Reshape)):
             flattened = True
-        elif hasattr(layer, "kernel_size") and hasattr(layer, "bias") and layer.built:
-            width = layer.filters if getattr(layer, "filters", None) else None
-            flattened = width is None
-        elif isinstance(layer, L.Dense) and layer.built:
-            features = layer.kernel.shape[0]
+        elif layer.built and hasattr(layer, "kernel_size"):
+            multiplier = getattr(layer, "depth_multiplier", 0)
+            width = getattr(layer, "filters", None) or layer.kernel.shape[-2] * multiplier
+            flattened = False
+        elif layer.built and layer.weights and isinstance(layer, (L.Dense, *ELEMENTWISE)):
+            dense = isinstance(layer, L.Dense)
+            features = layer.weights[0].shape[0 if dense else -1]
             if (flattened or width is not None) and features != width:
                 orders[id(layer)] = UNCLEAR
-            width, flattened = None, False
+            if dense:
+                width, flattened = None, False

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-from bnlearn.convert._flatten import UNCLEAR, Order, flat_orders
+from bnlearn.convert._flatten import Order, flat_orders
 from bnlearn.convert._units import BATCH_NORM, Array, Change, Unit, number, plain, unsupported
 from bnlearn.keras import InstanceNormalization
 
@@ -232,14 +232,12 @@ def _recurrent(name: str, layer: Any) -> Unit:
     def matrix(variable: Any) -> Slot:
         return Slot(variable, lambda array: gates(array.T), lambda array: gates(array).T)
 
-    slots = {"weight_ih": matrix(cell.kernel), "weight_hh": matrix(cell.recurrent_kernel)}
-    slots["bias"] = Slot(cell.bias) if cell.bias is not None else Slot(None)
-    if kind == "gru" and cell.bias is not None:  # one row for the input, one for the state
-        slots["bias"] = Slot(
-            cell.bias,
-            lambda array: np.stack([gates(row) for row in array]),
-            lambda array: np.stack([gates(row) for row in array]),
-        )
+    bias = Slot(cell.bias)
+    if kind == "gru":  # one row for the input, one for the state, as PyTorch has for all three
+        bias = Slot(cell.bias, lambda rows: np.stack([*map(gates, rows)]), lambda rows: np.stack([*map(gates, rows)]))
+    else:  # PyTorch adds up two
+        bias = Slot(cell.bias, lambda row: np.stack([row, np.zeros_like(row)]), lambda rows: rows.sum(axis=0))
+    slots = {"weight_ih": matrix(cell.kernel), "weight_hh": matrix(cell.recurrent_kernel), "bias": bias}
     fixed = {"activation": activation, "reverse": layer.go_backwards}
     return _unit(name, layer, kind, slots, fixed=fixed)
 

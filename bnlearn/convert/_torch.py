@@ -86,29 +86,31 @@ def _units(name: str, module: nn.Module) -> Iterator[Unit]:
 
 def _recurrent(name: str, module: Any) -> Iterator[Unit]:
     """One unit per layer and direction: ``lstm:l0``, ``lstm:l0_reverse``, ..."""
-    for index in range(module.num_layers):
-        for reverse in range(2 if module.bidirectional else 1):
-            suffix = f"l{index}" + ("_reverse" if reverse else "")
-            keys = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
-            own = {key: getattr(module, f"{key}_{suffix}") for key in keys}
-            if module.proj_size:
-                yield unsupported(f"{name}:{suffix}", type(module).__name__, "it has a projection")
-                continue
+    directions = ("", "_reverse") if module.bidirectional else ("",)
+    for suffix in (f"l{index}{direction}" for index in range(module.num_layers) for direction in directions):
+        if module.proj_size:
+            yield unsupported(f"{name}:{suffix}", type(module).__name__, "it has a projection")
+        else:
+            yield _recurrent_layer(name, module, suffix)
 
-            def changes(
-                values: Mapping[str, Array], numbers: Mapping[str, Any], own: Mapping[str, torch.Tensor] = own
-            ) -> list[Change]:
-                return [_write(own[key], value) for key, value in values.items()]
 
-            yield Unit(
-                f"{name}:{suffix}",
-                type(module).__name__,
-                RECURRENT[type(module)],
-                tuple(own["weight_ih"].shape),
-                {**dict.fromkeys(("bias_ih", "bias_hh")), **{key: _read(value) for key, value in own.items()}},
-                {"activation": getattr(module, "nonlinearity", "tanh"), "reverse": bool(reverse)},
-                changes=changes,
-            )
+def _recurrent_layer(name: str, module: Any, suffix: str) -> Unit:
+    own = {key: getattr(module, f"{key}_{suffix}") for key in ("weight_ih", "weight_hh")}
+    biases = [getattr(module, f"{key}_{suffix}") for key in ("bias_ih", "bias_hh") if module.bias]
+
+    def changes(values: Mapping[str, Array], numbers: Mapping[str, Any]) -> list[Change]:
+        made = [_write(own[key], value) for key, value in values.items() if key in own]
+        return made + [_write(bias, row) for bias, row in zip(biases, values.get("bias", ()), strict=False)]
+
+    return Unit(
+        f"{name}:{suffix}",
+        type(module).__name__,
+        RECURRENT[type(module)],
+        tuple(own["weight_ih"].shape),
+        {**{key: _read(value) for key, value in own.items()}, "bias": np.stack([*map(_read, biases)]) if biases else None},
+        {"activation": getattr(module, "nonlinearity", "tanh"), "reverse": suffix.endswith("reverse")},
+        changes=changes,
+    )
 
 
 def _read(tensor: torch.Tensor) -> Array:

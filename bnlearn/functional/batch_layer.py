@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from bnlearn._arrays import Array, Namespace, channel_axes, full_shape, namespace, whole_number, widen
+from bnlearn._arrays import Array, Namespace, channel_axes, full_shape, namespace, static_size, whole_number, widen
 from bnlearn.functional._core import (
     Averaging,
     averaging,
@@ -63,10 +63,16 @@ class BatchLayerNormCache(NamedTuple):
     feature_var: Array
 
 
+def _mean_over(xp: Namespace, x: Array, axis: int) -> Averaging:
+    """The mean over one axis; of nothing it is NaN, without the library's warning."""
+    if static_size(x) == 0:
+        return lambda a: xp.sum(a, axis=axis, keepdims=True) + float("nan")
+    return averaging(xp, (axis,))
+
+
 def _half(xp: Namespace, x: Array, mean_of: Averaging, mean: Array | None, var: Array | None, eps: float) -> _Half:
     if mean is None and var is None:
         norm = standardize(xp, x, mean_of, eps=eps)
-        assert norm.mean is not None
         return _Half(norm.x_hat, norm.x_hat, norm.inv_std, norm.mean, norm.var, (False, False))
     centred, own_mean = centre(xp, x, mean_of)
     own_var = mean_of(centred * centred)
@@ -171,11 +177,12 @@ def batch_layer_norm(
     def fit(array: Array | None) -> Array | None:
         return None if array is None else xp.astype(array, wide.dtype)[None, ...]
 
-    feature = _half(xp, wide, averaging(xp, (1,)), fit(feature_mean), fit(feature_var), eps)
-    batch = _half(xp, wide, averaging(xp, (0,)), fit(batch_mean), fit(batch_var), eps)
+    feature = _half(xp, wide, _mean_over(xp, wide, 1), fit(feature_mean), fit(feature_var), eps)
+    batch = _half(xp, wide, _mean_over(xp, wide, 0), fit(batch_mean), fit(batch_var), eps)
     x_hat = weights[0] * feature.x_hat + weights[1] * batch.x_hat
     y = scale_and_shift(xp, x_hat, gamma, beta)
-    own = (batch.mean[0, ...], batch.var[0, ...], xp.mean(feature.mean, axis=0), xp.mean(feature.var, axis=0))
+    over_batch = _mean_over(xp, wide, 0)
+    own = (a[0, ...] for a in (batch.mean, batch.var, over_batch(feature.mean), over_batch(feature.var)))
     return xp.astype(y, x.dtype), BatchLayerNormCache(x_hat, gamma, weights, feature, batch, *own)
 
 
@@ -210,7 +217,7 @@ def batch_layer_norm_backward(dy: Array, cache: BatchLayerNormCache) -> tuple[Ar
     xp, wide = check_upstream(dy, cache.x_hat)
     axes = channel_axes(dy)
     dx_hat = scale_and_shift(xp, wide, cache.gamma, None)
-    by_feature = _half_backward(cache.weights[0] * dx_hat, cache.feature, averaging(xp, (1,)))
-    by_batch = _half_backward(cache.weights[1] * dx_hat, cache.batch, averaging(xp, (0,)))
+    by_feature = _half_backward(cache.weights[0] * dx_hat, cache.feature, _mean_over(xp, wide, 1))
+    by_batch = _half_backward(cache.weights[1] * dx_hat, cache.batch, _mean_over(xp, wide, 0))
     dgamma, dbeta = xp.sum(wide * cache.x_hat, axis=axes), xp.sum(wide, axis=axes)
     return xp.astype(by_feature + by_batch, dy.dtype), dgamma, dbeta

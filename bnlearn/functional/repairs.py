@@ -70,8 +70,8 @@ def batch_renorm(
     r"""Batch normalisation whose training output is that of inference, within limits: batch renormalisation.
 
     ``y = gamma * (x_hat * r + d) + beta`` with ``x_hat`` normalised by the batch, ``r = s_B / s`` and
-    ``d = (mean_B - mean) / s``, where ``s_B = sqrt(var_B + eps)`` and ``s = sqrt(var + eps)``: Ioffe (2017), algorithm 1.
-    Where r within [1 / r_max, r_max] and d within [-d_max, d_max] need no clipping, that is
+    ``d = (mean_B - mean) / s``, where ``s_B = sqrt(var_B + eps)`` and ``s = sqrt(var + eps)``: algorithm 1 of Ioffe
+    (2017). Where r within [1 / r_max, r_max] and d within [-d_max, d_max] need no clipping, that is
     ``gamma * (x - mean) / s + beta``: the inference form. r and d are constants to the gradient.
 
     The paper averages s; here ``var`` is averaged, as everywhere else, so that the statistics are batch normalisation's

@@ -109,7 +109,7 @@ def _normalize(
     norm = standardize(
         xp, widen(xp, w, "the weight"), averaging(xp, axes), eps=check_eps(eps), subtract_mean=subtract_mean
     )
-    factor = math.prod(w.shape[axis] for axis in axes) ** -0.5 if scaled else 1.0
+    factor = math.prod([w.shape[axis] for axis in axes]) ** -0.5 if scaled else 1.0
     cache = WeightNormCache(norm.x_hat, norm.inv_std, gain, factor, axes, subtract_mean)
     return xp.astype(_scaled(xp, norm.x_hat, cache), w.dtype), cache
 

@@ -7,6 +7,7 @@ running statistics takes its parameters and buffers, and the rules for them, fro
 
 from __future__ import annotations
 
+from bnlearn.torch.weights import WeightStandardization, weight_standardization
 from bnlearn.torch.whitening import DecorrelatedBatchNorm, IterNorm
 
-__all__ = ["DecorrelatedBatchNorm", "IterNorm"]
+__all__ = ["DecorrelatedBatchNorm", "IterNorm", "WeightStandardization", "weight_standardization"]

@@ -75,9 +75,8 @@ def normalised_axes(member, ndim):
 
 class TestOracles:
     @EVERY
-    @pytest.mark.parametrize("shape", SHAPES)
-    def test_everywhere_the_same(self, hold_against_oracle, rng, member, shape):
-        hold_against_oracle(*made_for(member, rng, shape))
+    def test_everywhere_the_same(self, hold_against_oracle, rng, member):
+        hold_against_oracle(*made_for(member, rng, (2, 4, 3, 2)))
 
     @pytest.mark.parametrize("member", ["layer", "rms", "2 groups"])
     def test_features_without_positions(self, hold_against_oracle, rng, member):

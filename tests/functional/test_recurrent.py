@@ -328,7 +328,10 @@ class TestEveryLibrary:
         a = {name: tf.constant(array) for name, array in case.arrays.items() if name not in ("h", "c")}
         x = a.pop("x")
 
-        @tf.function(input_signature=[tf.TensorSpec((None, 2, F), tf.float64), tf.TensorSpec((None, 2), tf.bool)])
+        @tf.function(
+            autograph=False,
+            input_signature=[tf.TensorSpec((None, 2, F), tf.float64), tf.TensorSpec((None, 2), tf.bool)],
+        )
         def forward(x, mask):
             y, cache = batch_norm_lstm(x, **a, mask=mask)
             plain, unmasked = batch_norm_lstm(x, **a)

@@ -1,4 +1,4 @@
-"""Renormalisation, ghosts, BLN, full normalisation, example weighing, adapted statistics: values, gradients, identities."""
+"""The repairs that stay with the batch, and the statistics at inference: values, gradients, identities."""
 
 from __future__ import annotations
 
@@ -136,12 +136,15 @@ def close(actual, expected, tolerance=1e-10):
 
 
 @EACH
-@SHAPED
-@pytest.mark.parametrize("library", TO)
+@pytest.mark.parametrize(
+    ("library", "shape"),
+    [(library, shape) for library in TO for shape in (SHAPES[1:2] if library == "jax" else SHAPES)],  # JAX compiles
+)
 def test_same_as_numpy_in_float64(rng, member, shape, library):
     d = made(rng, shape)
-    there = run(member, {name: TO[library](value) for name, value in d.items()})
-    assert {type(value) for value in there} == {type(TO[library](d["x"]))}
+    there = {name: TO[library](value) for name, value in d.items()}
+    there = jax.jit(lambda t: run(member, t))(there) if library == "jax" else run(member, there)
+    assert all(isinstance(value, type(TO[library](d["x"]))) for value in there)
     close(there, run(member, d))
 
 
@@ -157,15 +160,16 @@ def test_backward_is_torch_autograd(rng, member, shape):
 
 
 @EACH
-@SHAPED
-def test_backward_is_jax_grad(rng, member, shape):
-    d = {name: jax.numpy.asarray(value) for name, value in made(rng, shape).items()}
+def test_backward_is_jax_grad_under_jit(rng, member):
+    d = {name: jax.numpy.asarray(value) for name, value in made(rng, SHAPES[1]).items()}
     forward, backward = MEMBERS[member]
-    inputs = [d[name] for name in ("x", "gamma", "beta")]
-    _, pull = jax.vjp(lambda *a: forward(d, *a)[0], *inputs)
-    close(backward(d["dy"], jax.jit(lambda *a: forward(d, *a)[1])(*inputs)), pull(d["dy"]), 1e-9) if not (
-        member.startswith(("ghost", "batch_layer"))
-    ) else close(backward(d["dy"], forward(d, *inputs)[1]), pull(d["dy"]), 1e-9)
+
+    @jax.jit
+    def both(*inputs):
+        _, pull = jax.vjp(lambda *a: forward(d, *a)[0], *inputs)
+        return backward(d["dy"], forward(d, *inputs)[1]), pull(d["dy"])
+
+    close(*both(d["x"], d["gamma"], d["beta"]), 1e-9)
 
 
 @EACH
@@ -251,8 +255,6 @@ def test_parameters_are_optional_and_their_gradients_are_not(rng, member):
 @EACH
 def test_empty_batches(member):
     d = made(np.random.default_rng(0), (0, 3, 4))
-    if member.startswith("batch_layer"):
-        pytest.skip("its statistics per position have no empty form")
     y, dx, dgamma, dbeta = run(member, d)
     assert y.shape == dx.shape == (0, 3, 4)
     np.testing.assert_array_equal([dgamma, dbeta], np.zeros((2, 3)))
@@ -425,7 +427,7 @@ class TestGhosts:
         d = made(rng, (5, 3))
         y, cache = ghost_batch_norm(d["x"], d["gamma"], d["beta"], ghost_size=2)
         np.testing.assert_array_equal(y[4], d["beta"])
-        with pytest.raises(ValueError, match="expected n > 1 values per channel in each ghost .* got a ghost of 1"):
+        with pytest.raises(ValueError, match=r"expected n > 1 values per channel in each ghost .* got a ghost of 1"):
             update_running_ghosts(d["mean"], d["var"], cache)
         np.testing.assert_allclose(
             update_running_ghosts(d["mean"], d["var"], cache, momentum=1, unbiased=False), [d["x"][4], np.zeros(3)]
