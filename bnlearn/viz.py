@@ -32,6 +32,7 @@ __all__ = [
     "label_lines",
     "layer_histograms",
     "running_statistics",
+    "shared_statistics",
     "signal_through_depth",
     "training_curves",
     "use_style",
@@ -751,4 +752,108 @@ def running_statistics(
             figure.suptitle(title, x=0.01, ha="left")
         for panel in panels:
             label_lines(panel)
+    return figure
+
+
+def _footprints(value: Mapping[str, ArrayLike]) -> dict[str, NDArray[np.bool_]]:
+    """Each entry as (N, C, positions), all of one shape."""
+    found: dict[str, NDArray[np.bool_]] = {}
+    for key, entry in _mapping("footprints", value, "boolean arrays").items():
+        array = np.asarray(entry)
+        if array.dtype != np.bool_ or array.ndim < 2 or array.size == 0:
+            raise ValueError(
+                f"expected footprints[{key!r}] to be boolean, of shape (N, C, *spatial), got {array.dtype} of shape "
+                f"{array.shape}"
+            )
+        found[key] = array.reshape(*array.shape[:2], -1)
+    shapes = {key: array.shape for key, array in found.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"expected footprints of one shape, got {shapes}")
+    return found
+
+
+def shared_statistics(
+    footprints: Mapping[str, ArrayLike],
+    *,
+    at: Sequence[int] | None = None,
+    remarks: Mapping[str, str] | None = None,
+    columns: int = 2,
+    title: str | None = None,
+) -> Figure:
+    r"""Which values share a statistic with one of them: a panel per method, a row per sample, a block per channel.
+
+    Within a block, the squares are the channel's positions. What shares a statistic with the value that has a dot is
+    dark, all else is pale, which can be told apart without seeing colours.
+
+    Parameters
+    ----------
+    footprints : mapping of str to array of bool, shape (N, C, \*spatial)
+        By method, as ``bnlearn.family.footprint`` finds them.
+    at : tuple of int, optional
+        Where in the array the value itself is; by default at half the length of each axis.
+    remarks : mapping of str to str, optional
+        What to write behind a method's name.
+    columns : int
+        How many panels stand side by side.
+    title : str
+        Text.
+
+    Returns
+    -------
+    matplotlib Figure
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError, ValueError
+        If an entry is not of the shape above, or the value is not among its own (the message names the entry).
+    """
+    arrays = _footprints(footprints)
+    samples, channels, positions = next(iter(arrays.values())).shape
+    spatial = np.shape(next(iter(footprints.values())))[2:]
+    if at is None:
+        at = (samples // 2, channels // 2, *(size // 2 for size in spatial))
+    try:
+        place = int(np.ravel_multi_index(tuple(at), (samples, channels, *spatial)))
+    except ValueError:
+        raise ValueError(f"expected at as an index of shape {(samples, channels, *spatial)}, got {tuple(at)}") from None
+    for key, array in arrays.items():
+        if not array.flat[place]:
+            raise ValueError(f"expected footprints[{key!r}] to hold the value itself, at {tuple(at)}, got False there")
+    rows = -(-len(arrays) // columns)
+    gap = 0.7  # between channels, in squares
+    left = np.arange(channels)[:, None] * (positions + gap) + np.arange(positions)
+
+    with _styled() as plt:
+        patches, collections = _matplotlib("matplotlib.patches"), _matplotlib("matplotlib.collections")
+        figure: Figure = plt.figure(figsize=(WIDTH, 0.75 + rows * (0.55 + 0.22 * samples)))
+        panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for panel in panels[len(arrays) :]:
+            panel.remove()
+        for panel, (key, array) in zip(panels, arrays.items(), strict=False):
+            squares = [patches.Rectangle((x, n * 1.25), 0.86, 0.98) for n in range(samples) for x in left.ravel()]
+            colours = [COLOURS["bn"] if shared else _GRID for shared in array.ravel()]
+            colours[place] = COLOURS["ink"]
+            panel.add_collection(collections.PatchCollection(squares, facecolors=colours, edgecolors="none"))
+            own = squares[place]
+            centre = (own.get_x() + own.get_width() / 2, own.get_y() + own.get_height() / 2)
+            panel.plot(*centre, "o", color="white", markersize=4)
+            panel.set(xlim=(-0.3, left.max() + 1.2), ylim=(samples * 1.25, -0.3))
+            panel.set_xticks(left.mean(axis=1) + 0.43, [str(c) for c in range(channels)])
+            panel.set_yticks([n * 1.25 + 0.49 for n in range(samples)], [str(n) for n in range(samples)])
+            panel.tick_params(length=0, labelcolor=COLOURS["none"], labelsize=_SMALL, pad=1)
+            panel.grid(visible=False)
+            panel.spines[["left", "bottom"]].set_visible(False)
+            remark = (remarks or {}).get(key, "")
+            panel.set_title(key, fontsize=12, pad=4)
+            if remark:
+                _beside(panel, remark, (1, 1), (0, 5), ha="right")
+        for panel in panels[0::columns]:
+            if panel in figure.axes:
+                panel.set_ylabel("sample", fontsize=_SMALL, labelpad=2)
+        for panel in panels[max(len(arrays) - columns, 0) : len(arrays)]:
+            panel.set_xlabel("channel, its positions within", fontsize=_SMALL, labelpad=2)
+        if title is not None:
+            figure.suptitle(title, x=0.01, ha="left")
     return figure

@@ -1,4 +1,4 @@
-"""Every method of the family, whatever it is, in every library: one list of promises, and no member that is left out."""
+"""Every method of the family, in every library: one list of promises, and no member that is left out."""
 
 from __future__ import annotations
 
@@ -196,6 +196,10 @@ def test_nan_goes_as_far_as_the_statistics_and_no_further(member, bad, rng):
     spoilt = convert(np.copy, example.arrays)
     first = next(leaves(spoilt[example.subject]))
     first[(0,) * first.ndim] = bad
+    if member.name == "whiten":
+        with pytest.raises(np.linalg.LinAlgError):  # NumPy's eigenvalues of a NaN: not hidden either
+            member(spoilt, example.options)
+        return
     after = np.concatenate([leaf.ravel() for leaf in leaves(member(spoilt, example.options)[0])])
     spread = reached.reshape(y.size, -1)[:, 0]
     np.testing.assert_array_equal(after[~spread], y[~spread])
@@ -211,5 +215,7 @@ def test_torch_compile(member, rng):
     function = member.function  # looked up outside: the compiler is to see the formula, not the registry
     y, _ = function(**arrays, **example.options)
     torch.compiler.reset()
-    compiled = torch.compile(lambda arrays: function(**arrays, **example.options)[0], fullgraph=True, backend="aot_eager")
-    assert_same(compiled(arrays), y, 1e-10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled = torch.compile(lambda a: function(**a, **example.options)[0], fullgraph=True, backend="aot_eager")
+        assert_same(compiled(arrays), y, 1e-10)

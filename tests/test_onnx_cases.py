@@ -83,7 +83,7 @@ OURS = {
 
 
 def of_these_operators(cases: list) -> dict[str, tuple[Any, Any]]:
-    """Name -> (case, its node). An expanded case, one operator spelled out in others, has the node of the plain case."""
+    """Name -> (case, its node). An expanded case, the operator spelled out, has the node of the plain one."""
     nodes = {case.name: case.model.graph.node for case in cases}
     found = {}
     for case in cases:

@@ -17,7 +17,7 @@ from bnlearn.convert._flatten import Order, flat_orders
 from bnlearn.convert._units import BATCH_NORM, Array, Change, Unit, number, plain, unsupported
 from bnlearn.keras import InstanceNormalization
 
-__all__ = ["channels_last", "forget_traces", "units"]
+__all__ = ["channels_last", "units"]
 
 L = keras.layers
 DEPTHWISE = {L.DepthwiseConv1D: "conv1d", L.DepthwiseConv2D: "conv2d"}
@@ -70,11 +70,6 @@ def channels_last(model: Any) -> bool:
     """Whether the model's convolutions have their channels last, or, if it has none, whether Keras does."""
     found = [layer.data_format for _, layer in _leaves("", model, set()) if hasattr(layer, "data_format")]
     return bool([*found, keras.config.image_data_format()][0] == "channels_last")
-
-
-def forget_traces(model: Any) -> None:
-    """Make Keras trace anew: a compiled ``predict`` keeps the epsilon that it was traced with."""
-    model.train_function = model.test_function = model.predict_function = None
 
 
 def _units(name: str, layer: Any, order: Order) -> Iterator[Unit]:
@@ -151,7 +146,7 @@ def _other(momentum: float) -> float:
 
 
 def _values(variable: Any, exact: bool = False) -> Array:
-    values = np.array(keras.ops.convert_to_numpy(variable))
+    values = np.array(variable.numpy())
     return values if exact else plain(values)
 
 
@@ -198,7 +193,7 @@ def _convolution(name: str, layer: Any) -> Unit:
         kind, weight, groups = DEPTHWISE[type(layer)], _depthwise(layer.kernel), layer.kernel.shape[-2]
     else:
         kind = {**CONVOLUTIONS, **TRANSPOSED}[type(layer)]
-        weight, groups = _kernel(layer.kernel), layer.groups
+        weight, groups = _kernel(layer.kernel), getattr(layer, "groups", 1)
     fixed, remarks = _geometry(layer, groups)
     return _unit(name, layer, kind, {"weight": weight, "bias": Slot(layer.bias)}, fixed=fixed, remarks=remarks)
 

@@ -32,10 +32,10 @@ def match(
     problems += _unknown([*source, *target], [*skip], "skip")
     source = [unit for unit in source if not _listed(unit, skip)]
     target = [unit for unit in target if not _listed(unit, skip)]
-    for side, found in (("source", source), ("target", target)):
+    for side, units in (("source", source), ("target", target)):
         problems += [
             f"{side} layer {unit}: {unit.remarks['why']}; or leave it out with skip={[unit.name]}"
-            for unit in found
+            for unit in units
             if unit.kind == UNSUPPORTED
         ]
     if problems:
@@ -61,7 +61,7 @@ def _unknown(units: Sequence[Unit], stated: Sequence[str], argument: str) -> lis
     for name in stated:
         if name not in known and not (argument == "skip" and any(_listed(unit, [name]) for unit in units)):
             near = get_close_matches(name, known, n=3) or known[:8]
-            problems.append(f"{argument} has {name!r}, which is no layer with state; perhaps {', '.join(map(repr, near))}")
+            problems.append(f"{argument} has {name!r}, which is no layer with state; there are {_quoted(near)}")
     return problems
 
 
@@ -93,6 +93,10 @@ def _lacking(signature: tuple[str, tuple[int, ...]], here: Sequence[Unit], there
         f"of kind {signature[0]!r} and size {signature[1]} the source has {len(here)} ({_listing(here)}), "
         f"the target {len(there)} ({_listing(there)})"
     )
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _listing(units: Sequence[Unit]) -> str:

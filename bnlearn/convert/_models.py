@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -74,3 +75,70 @@ class Opened:
         """The output in evaluation mode, in float64; modes and statistics stay."""
         with evaluating(self.model):
             return np.asarray(self.model(x), dtype=np.float64)
+
+
+class OfTorch(Opened):
+    """A PyTorch module."""
+
+    def read(self, flatten: Flatten) -> list[Unit]:
+        """The units."""
+        from bnlearn.convert import _torch
+
+        return _torch.units(self.model)
+
+    def run(self, x: Array) -> Array:
+        """The output in evaluation mode, in float64; modes and statistics stay."""
+        import torch
+
+        like = next(self.model.parameters(), torch.zeros(()))
+        given = torch.tensor(x).to(like.device)
+        with evaluating(self.model), torch.no_grad():
+            y = self.model(given.to(like.dtype) if given.is_floating_point() else given)
+        found: Array = _first(y).double().cpu().numpy()
+        return found
+
+
+class OfKeras(Opened):
+    """A Keras model."""
+
+    is_keras = True
+
+    def __init__(self, model: Model) -> None:
+        from bnlearn.convert import _keras
+
+        super().__init__(model)
+        self.last = _keras.channels_last(model)
+
+    def read(self, flatten: Flatten) -> list[Unit]:
+        """The units."""
+        from bnlearn.convert import _keras
+
+        return _keras.units(self.model, flatten)
+
+    def forget_traces(self) -> None:
+        """A compiled ``predict`` keeps the epsilon that it was traced with."""
+        self.model.train_function = self.model.test_function = self.model.predict_function = None
+
+    def run(self, x: Array) -> Array:
+        """The output in evaluation mode, in float64."""
+        import keras
+
+        y = _first(self.model(keras.ops.convert_to_tensor(x), training=False))
+        return np.asarray(keras.ops.convert_to_numpy(y), dtype=np.float64)
+
+
+def _first(y: Any) -> Any:
+    """The first output: a recurrent module gives its states too."""
+    return y[0] if isinstance(y, (tuple, list)) else y
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode for a while; each module gets the mode back that it had."""
+    before = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training

@@ -14,7 +14,7 @@ from bnlearn.convert._units import BATCH_NORM, Array, Change, State, Unit, numbe
 __all__ = ["BATCH_NORMS", "units"]
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-CONVOLUTIONS = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
+CONVOLUTIONS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
 TRANSPOSED: dict[type[nn.Module], str] = {
     nn.ConvTranspose1d: "transposed conv1d",
     nn.ConvTranspose2d: "transposed conv2d",
@@ -23,8 +23,6 @@ TRANSPOSED: dict[type[nn.Module], str] = {
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 NORMALISERS = {*BATCH_NORMS, *INSTANCE_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm}
 RECURRENT: dict[type[nn.Module], str] = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn"}
-
-
 
 
 def units(model: nn.Module) -> list[Unit]:
@@ -38,7 +36,7 @@ def _units(name: str, module: nn.Module) -> Iterator[Unit]:
     if kind in RECURRENT:
         yield from _recurrent(name, module)
         return
-    own = {key: value for key, value in (*module._parameters.items(), *module._buffers.items())}
+    own: dict[str, Any] = {**module._parameters, **module._buffers}
     present = [key for key, value in own.items() if value is not None]
     if not present and kind not in NORMALISERS:
         return
@@ -107,7 +105,10 @@ def _recurrent_layer(name: str, module: Any, suffix: str) -> Unit:
         type(module).__name__,
         RECURRENT[type(module)],
         tuple(own["weight_ih"].shape),
-        {**{key: _read(value) for key, value in own.items()}, "bias": np.stack([*map(_read, biases)]) if biases else None},
+        {
+            **{key: _read(value) for key, value in own.items()},
+            "bias": np.stack([*map(_read, biases)]) if biases else None,
+        },
         {"activation": getattr(module, "nonlinearity", "tanh"), "reverse": suffix.endswith("reverse")},
         changes=changes,
     )

@@ -172,11 +172,11 @@ def joined(tree: Tree) -> NDArray[Any]:
 
 
 def influence(member: Member, rng: np.random.Generator, *, trials: int = 2) -> NDArray[np.bool_]:
-    """Which elements of the output depend on which of the input: found by changing the inputs one at a time.
+    r"""Which elements of the output depend on which of the input: found by changing the inputs one at a time.
 
     Returns
     -------
-    influence : array of bool, shape (\\*y.shape, \\*x.shape)
+    influence : array of bool, shape (\*y.shape, \*x.shape)
         Whether ``y[i]`` has changed with ``x[j]``, by more than rounding, in one of the ``trials``.
     """
     found: NDArray[np.bool_] | None = None
@@ -238,13 +238,18 @@ def probe_batch(member: Member, rng: np.random.Generator) -> bool:
 
 
 def probe_modes(member: Member, rng: np.random.Generator) -> bool:
-    """:attr:`Member.modes_differ` as it is: whether the NumPy layer's output changes with ``eval()``."""
-    assert member.layer is not None
+    """:attr:`Member.modes_differ` as it is: whether the NumPy layer's output changes with its mode."""
+    if member.layer is None:
+        raise ValueError(f"expected a method with a layer, got {member.name}, which is a function only")
     layer = member.layer()
     example = member.example(rng)
     x = joined(example.arrays[example.subject])
-    training = layer(x)
-    return not np.allclose(training, layer.eval()(x), rtol=1e-10, atol=1e-10)
+    if member.acts_on == "weights":
+        x = rng.standard_normal(x.shape[:2])
+    first = layer(x)
+    inference = layer.eval()(x)
+    again = layer.train()(x)  # what changes only itself in training shows now
+    return not all(np.allclose(training, inference, rtol=1e-10, atol=1e-10) for training in (first, again))
 
 
 def cost(member: Member, *, length: int = 400) -> Cost:

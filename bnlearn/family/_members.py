@@ -8,10 +8,16 @@ import numpy as np
 
 from bnlearn import functional, layers
 from bnlearn.family import _examples as examples
-from bnlearn.family._examples import C
+from bnlearn.family._examples import GROUPS, HIDDEN, C
 from bnlearn.family._member import Member
 
 F64: Any = np.float64
+LENGTH = 5  # of the examples' last axis
+
+
+def linear() -> layers.Linear:
+    """A layer whose weight is normalised."""
+    return layers.Linear(C, 4, rng=np.random.default_rng(0), dtype=F64)
 
 
 def adaptive_batch_norm(
@@ -50,7 +56,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="ba2016layer",
         example=examples.per_sample,
-        layer=None,
+        layer=lambda: layers.LayerNorm((C, LENGTH), dtype=F64),
         torch="torch.nn.LayerNorm",
         keras="keras.layers.LayerNormalization",
     ),
@@ -64,7 +70,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="ulyanov2016instance",
         example=examples.channels,
-        layer=None,
+        layer=lambda: layers.InstanceNorm1d(C, affine=True, dtype=F64),
         torch="torch.nn.InstanceNorm2d",
         keras="bnlearn.keras.InstanceNormalization",
     ),
@@ -78,7 +84,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="wu2018group",
         example=examples.grouped,
-        layer=None,
+        layer=lambda: layers.GroupNorm(GROUPS, C, dtype=F64),
         torch="torch.nn.GroupNorm",
         keras="keras.layers.GroupNormalization",
     ),
@@ -92,7 +98,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="zhang2019root",
         example=examples.root_mean_square,
-        layer=None,
+        layer=lambda: layers.RMSNorm((C, LENGTH), dtype=F64),
         torch="torch.nn.RMSNorm",
         keras="keras.layers.RMSNormalization",
     ),
@@ -106,7 +112,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="",
         example=examples.only_x,
-        layer=None,
+        layer=lambda: layers.UnitNorm(),
         torch="torch.nn.functional.normalize",
         keras="keras.layers.UnitNormalization",
     ),
@@ -120,7 +126,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="singh2020filter",
         example=examples.response,
-        layer=None,
+        layer=lambda: layers.FilterResponseNorm(C, learn_eps=True, dtype=F64),
         torch="bnlearn.torch.FilterResponseNorm",
         keras="bnlearn.keras.FilterResponseNormalization",
     ),
@@ -134,7 +140,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="singh2020filter",
         example=examples.threshold,
-        layer=None,
+        layer=lambda: layers.ThresholdedLinearUnit(C, dtype=F64),
         torch="bnlearn.torch.ThresholdedLinearUnit",
         keras="bnlearn.keras.ThresholdedLinearUnit",
     ),
@@ -260,7 +266,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="liu2020evolving",
         example=examples.gated,
-        layer=None,
+        layer=lambda: layers.EvoNormS0(GROUPS, C, dtype=F64),
         torch="bnlearn.torch.EvoNormS0",
         keras="bnlearn.keras.EvoNormS0",
     ),
@@ -274,7 +280,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="zhu2025transformers",
         example=examples.bent,
-        layer=None,
+        layer=lambda: layers.DynamicTanh(C, channels_last=False, dtype=F64),
         torch="bnlearn.torch.DynamicTanh",
         keras="bnlearn.keras.DynamicTanh",
     ),
@@ -317,7 +323,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="salimans2016weight",
         example=examples.directions,
-        layer=None,
+        layer=lambda: layers.WeightNorm(linear()),
         torch="torch.nn.utils.parametrizations.weight_norm",
         keras="bnlearn.keras.WeightNormalization",
     ),
@@ -331,7 +337,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=False,
         paper="qiao2019micro",
         example=examples.filters,
-        layer=None,
+        layer=lambda: layers.WeightStandardization(linear(), gain=True),
         torch="bnlearn.torch.weight_standardization",
         keras="bnlearn.keras.WeightStandardization",
     ),
@@ -345,7 +351,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=True,
         paper="miyato2018spectral",
         example=examples.singular,
-        layer=None,
+        layer=lambda: layers.SpectralNorm(linear(), rng=np.random.default_rng(1)),
         torch="torch.nn.utils.parametrizations.spectral_norm",
         keras="keras.layers.SpectralNormalization",
     ),
@@ -360,7 +366,7 @@ MEMBERS: tuple[Member, ...] = (
         paper="laurent2016batch",
         mixes=True,
         example=examples.steps_rnn,
-        layer=None,
+        layer=lambda: layers.BatchNormRNN(C, HIDDEN, max_length=LENGTH, rng=np.random.default_rng(1), dtype=F64),
         torch="bnlearn.torch.BatchNormRNN",
         keras="bnlearn.keras.BatchNormRNN",
     ),
@@ -375,7 +381,7 @@ MEMBERS: tuple[Member, ...] = (
         paper="cooijmans2017recurrent",
         mixes=True,
         example=examples.steps_lstm,
-        layer=None,
+        layer=lambda: layers.BatchNormLSTM(C, HIDDEN, max_length=LENGTH, rng=np.random.default_rng(1), dtype=F64),
         torch="bnlearn.torch.BatchNormLSTM",
         keras="bnlearn.keras.BatchNormLSTM",
     ),
@@ -390,7 +396,7 @@ MEMBERS: tuple[Member, ...] = (
         paper="ba2016layer",
         mixes=True,
         example=examples.sequences,
-        layer=None,
+        layer=lambda: layers.LayerNormLSTM(C, HIDDEN, rng=np.random.default_rng(1), dtype=F64),
         torch="bnlearn.torch.LayerNormLSTM",
         keras="bnlearn.keras.LayerNormLSTM",
     ),

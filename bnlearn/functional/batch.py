@@ -73,7 +73,7 @@ def _mask_like(x: Array, mask: Array | None, xp: Namespace) -> Array | None:
         raise ValueError(
             f"expected mask of shape {expected}, (N, *spatial) for x with shape {shape}, got {tuple(mask.shape)}"
         )
-    return xp.reshape(mask, (-1, 1, *shape[2:])) if len(shape) > 2 else xp.reshape(mask, (-1, 1))
+    return mask[:, None, ...]
 
 
 def batch_norm(

@@ -171,7 +171,9 @@ def ghost_batch_norm(
     norms = [standardize(xp, ghost, mean_of, eps=eps) for ghost in ghosts]
     x_hat = _joined(xp, [norm.x_hat for norm in norms], wide)
     statistics = tuple(
-        GhostStatistics(*(xp.reshape(a, (-1, x.shape[1])) for a in (norm.mean, norm.var)), _values(xp, ghost))
+        GhostStatistics(
+            xp.reshape(norm.mean, (-1, x.shape[1])), xp.reshape(norm.var, (-1, x.shape[1])), _values(xp, ghost)
+        )
         for norm, ghost in zip(norms, ghosts, strict=True)
     )
     y = scale_and_shift(xp, x_hat, gamma, beta)
@@ -268,32 +270,30 @@ def update_running_ghosts(
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"expected momentum, the weight of each new ghost, from 0 to 1, got {momentum}")
-    keep, add = 1 - float(momentum), float(momentum)
     for part in cache.statistics:
         xp = namespace(running_mean, running_var, part.mean)
         count = whole_number(part.n, "n")
         if unbiased and count == 1:
             raise ValueError(
-                "expected n > 1 values per channel in each ghost for an unbiased variance, got a ghost of 1"
+                "expected n > 1 values per channel in each ghost for an unbiased variance, got a ghost of one value"
             )
-        ones = stop_gradient(xp, xp.ones_like(part.mean))
-        # (1 - momentum) to the number of ghosts that come after each.
-        after = xp.sum(ones, axis=0, keepdims=True) - xp.cumulative_sum(ones, axis=0)
-        weights = add * keep**after
-        values = xp.astype(part.n, part.mean.dtype) if count is None else float(count)
-        fewer = (
-            1.0 if not unbiased else values / (values - 1 if count else xp.maximum(values - 1, xp.ones_like(values)))
-        )
-
-        def average(running: Array, ghosts: Array, xp: Namespace = xp, weights: Array = weights, ones: Array = ones,
-                    values: float | Array = values) -> Array:  # fmt: skip
-            wide = widen(xp, running)
-            total = xp.astype(xp.sum(weights * stop_gradient(xp, ghosts), axis=0), wide.dtype)
-            left = xp.astype(keep ** xp.sum(ones, axis=0), wide.dtype)
-            new = left * wide + total
-            # A ghost whose size only the run can tell may have turned out empty.
-            new = new if isinstance(values, float) else xp.where(values > 0, new, wide)
-            return xp.astype(new, running.dtype)
-
-        running_mean, running_var = average(running_mean, part.mean), average(running_var, part.var * fewer)
+        values = xp.astype(part.n, part.mean.dtype) if count is None else count
+        var = part.var
+        if unbiased:
+            var = var * values / (values - 1 if count else xp.maximum(values - 1, xp.ones_like(values)))
+        some = None if count else values > 0  # where only the run can tell, there may have been no such ghost
+        running_mean = _in_turn(xp, running_mean, part.mean, some, float(momentum))
+        running_var = _in_turn(xp, running_var, var, some, float(momentum))
     return running_mean, running_var
+
+
+def _in_turn(xp: Namespace, running: Array, ghosts: Array, some: Array | None, momentum: float) -> Array:
+    """``running``, shape (C,), after the statistics of the ghosts, shape (G, C), one after the other."""
+    wide = widen(xp, running)
+    new = xp.astype(stop_gradient(xp, ghosts), wide.dtype)
+    ones = xp.ones_like(new)
+    count = xp.sum(ones, axis=0, keepdims=True)
+    weights = momentum * (1 - momentum) ** (count - xp.cumulative_sum(ones, axis=0))  # of those before, by age
+    left = (1 - momentum) ** count
+    updated = left[0, ...] * wide + xp.sum(weights * new, axis=0)
+    return xp.astype(updated if some is None else xp.where(some, updated, wide), running.dtype)

@@ -5,9 +5,8 @@ Training is over, gamma and beta stay. What changes is the mean and the variance
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from bnlearn._arrays import Array, Namespace, channel_axes, namespace, per_channel, widen
 from bnlearn.functional._core import (
@@ -43,9 +42,14 @@ def mixture(mean: Array, var: Array, other_mean: Array, other_var: Array, weight
     )
 
 
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether ``value`` is a number of Python's or NumPy's, not an array that may only be known when it runs."""
+    return isinstance(value, Real)
+
+
 def check_share(value: float | Array, name: str) -> float | Array:
-    """``value`` as a Python float from 0 to 1; an array, which may only be known when it runs, as it is."""
-    if not isinstance(value, Real):
+    """``value`` as a Python float from 0 to 1; an array as it is."""
+    if not is_number(value):
         return value
     if not 0 <= value <= 1:
         raise ValueError(f"expected {name} from 0 to 1, got {value}")
@@ -183,8 +187,7 @@ def example_weighing_backward(dy: Array, cache: ExampleWeighingCache) -> tuple[A
     axes = channel_axes(dy)
     mean_of = _own_mean(xp, dy)
     dx_hat = scale_and_shift(xp, wide, cache.gamma, None)
-    shared: Callable[[Array], Array] = lambda a: cache.weight * mean_of(a)  # noqa: E731
-    dx = standardize_backward(dx_hat, cache.x_hat, cache.inv_std, shared)
+    dx = standardize_backward(dx_hat, cache.x_hat, cache.inv_std, lambda a: cache.weight * mean_of(a))
     return xp.astype(dx, dy.dtype), xp.sum(wide * cache.x_hat, axis=axes), xp.sum(wide, axis=axes)
 
 

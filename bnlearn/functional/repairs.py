@@ -6,7 +6,6 @@ differentiates it as batch normalisation; full normalisation normalises by a run
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import NamedTuple
 
 from bnlearn._arrays import (
@@ -27,7 +26,7 @@ from bnlearn.functional._core import (
     values_per_channel,
 )
 from bnlearn.functional.batch import BatchNormCache, batch_norm, batch_norm_backward
-from bnlearn.functional.inference import check_share, mixture
+from bnlearn.functional.inference import check_share, is_number, mixture
 
 __all__ = [
     "BatchRenormCache",
@@ -117,7 +116,7 @@ def batch_renorm(
     xp = namespace(x, gamma, beta, mean, var)
     check_channels(x, gamma=gamma, beta=beta, mean=mean, var=var)
     for name, limit, least in (("r_max", r_max, 1), ("d_max", d_max, 0)):
-        if isinstance(limit, Real) and not limit >= least:
+        if is_number(limit) and not limit >= least:
             raise ValueError(f"expected {name} >= {least}, got {limit}")
     eps = check_eps(eps)
     batch = batch_norm(x, eps=eps)[1]
@@ -126,14 +125,16 @@ def batch_renorm(
     if static_size(x) == 0:  # nothing to correct, and no statistics to do it with
         r, d = xp.ones_like(std), xp.zeros_like(std)
     else:
-        r = xp.sqrt(batch.var + eps) / std
-        d = (batch.mean - xp.astype(mean, dtype)) / std
+        batch_mean: Array = batch.mean
+        batch_var: Array = batch.var
+        r = xp.sqrt(batch_var + eps) / std
+        d = (batch_mean - xp.astype(mean, dtype)) / std
 
     def within(value: Array, low: float | Array, high: float | Array) -> Array:
         one = xp.ones_like(std)
         return stop_gradient(xp, xp.minimum(xp.maximum(value, low * one), high * one))
 
-    upper, bound = (float(v) if isinstance(v, Real) else xp.astype(v, dtype) for v in (r_max, d_max))
+    upper, bound = (float(v) if is_number(v) else xp.astype(v, dtype) for v in (r_max, d_max))
     r, d = within(r, 1 / upper, upper), within(d, -bound, bound)
     scale, shift = (r, d) if gamma is None else (r * xp.astype(gamma, dtype), d * xp.astype(gamma, dtype))
     if beta is not None:
@@ -222,7 +223,7 @@ def renorm_limits(
 
     def progress(end: int) -> float | Array:
         length = max(end - warmup, 1)
-        if isinstance(step, Real):
+        if is_number(step):
             return min(max((step - warmup) / length, 0.0), 1.0)
         xp = namespace(step)
         return xp.clip((xp.astype(step, xp.float32) - warmup) / length, 0.0, 1.0)
@@ -293,22 +294,22 @@ def full_norm(
     wide = widen(xp, x)
     if not isinstance(share, float):
         share = xp.astype(share, wide.dtype)
-    before = [stop_gradient(xp, per_channel(xp, xp.astype(a, wide.dtype), wide)) for a in (mean, var)]
+    old_mean, old_var = (stop_gradient(xp, per_channel(xp, xp.astype(a, wide.dtype), wide)) for a in (mean, var))
     n = values_per_channel(xp, x, None)
     if static_size(x) == 0:  # no batch, no news
-        x_hat, (new_mean, new_var) = wide, before
+        x_hat, new_mean, new_var = wide, old_mean, old_var
         inv_std = 1 / xp.sqrt(new_var + eps)
     else:
         mean_of = averaging(xp, channel_axes(x))
         centred, batch_mean = centre(xp, wide, mean_of)
-        batch = [stop_gradient(xp, a) for a in (batch_mean, mean_of(centred * centred))]
-        new_mean, new_var = mixture(*batch, *before, share)
+        constant_mean, constant_var = (stop_gradient(xp, a) for a in (batch_mean, mean_of(centred * centred)))
+        new_mean, new_var = mixture(constant_mean, constant_var, old_mean, old_var, share)
         # The values are the estimate's, the derivatives the batch's, taken at the estimate: of the mean, that of
         # `centred`; of the variance E[x^2] - mean^2, that of the mean of (x - new_mean)^2 with new_mean constant.
         from_new_mean = wide - new_mean
         spread = mean_of(from_new_mean * from_new_mean)
         inv_std = 1 / xp.sqrt(new_var + (spread - stop_gradient(xp, spread)) + eps)
-        x_hat = (centred + (batch[0] - new_mean)) * inv_std
+        x_hat = (centred + (constant_mean - new_mean)) * inv_std
     y = scale_and_shift(xp, x_hat, gamma, beta)
     inv_std, new_mean, new_var = (xp.reshape(a, (-1,)) for a in (inv_std, new_mean, new_var))
     return xp.astype(y, x.dtype), BatchNormCache(x_hat, inv_std, gamma, new_mean, new_var, n)

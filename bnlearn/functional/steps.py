@@ -94,10 +94,11 @@ def update_running_steps(
     own = running_mean[:rows, ...], running_var[:rows, ...]
     batch = update_running(*own, statistics.mean, statistics.var, values, momentum=1.0, unbiased=unbiased)
     tracked = xp.concat([count, tracked[rows:]], axis=0)
-    position = xp.cumulative_sum(xp.ones_like(tracked), axis=0) - 1
+    # Which row each takes its values from: the last one up to it that any batch has reached.
+    up_to = xp.tril(xp.reshape(xp.ones_like(tracked), (-1, 1)) * xp.reshape(xp.ones_like(tracked), (1, -1)))
+    position = xp.astype(xp.sum(up_to, axis=1), tracked.dtype) - 1
     reached = xp.where(tracked > 0, position, xp.zeros_like(position))
-    earlier = xp.reshape(position, (-1, 1)) >= xp.reshape(position, (1, -1))
-    source = xp.max(xp.where(earlier, xp.reshape(reached, (1, -1)), xp.zeros_like(position)), axis=1)
+    source = xp.max(up_to * xp.reshape(reached, (1, -1)), axis=1)
 
     def average(running: Array, new: Array) -> Array:
         old = widen(xp, running[:rows, ...])

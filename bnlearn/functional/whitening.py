@@ -199,8 +199,8 @@ def whiten(
     Parameters
     ----------
     x : array, shape (N, C, \*spatial)
-        Real floating-point. An infinity or NaN in it makes NumPy's and PyTorch's eigendecomposition raise their
-        ``LinAlgError``, JAX's and TensorFlow's give NaN.
+        Real floating-point. A NaN in it makes NumPy's and PyTorch's eigendecomposition raise their ``LinAlgError`` and
+        TensorFlow's its ``InvalidArgumentError``; JAX's gives NaN.
     gamma, beta : array, shape (C,), optional
         Scale and shift; None stands for ones and zeros.
     groups : int

@@ -80,7 +80,7 @@ def iter_norm(
     Parameters
     ----------
     x, gamma, beta, groups, mean, matrix, eps
-        As in :func:`bnlearn.functional.whiten`. Infinity and NaN give NaN in every library.
+        As in :func:`bnlearn.functional.whiten`. A NaN spreads over its group, in every library.
     iterations : int
         T, not negative; 0 divides each group by one number.
 

@@ -7,6 +7,13 @@ Importing this module imports Keras.
 from __future__ import annotations
 
 from bnlearn.keras._base import InstanceNormalization
+from bnlearn.keras.weights import WeightNormalization, WeightStandardization
 from bnlearn.keras.whitening import DecorrelatedBatchNormalization, IterativeNormalization
 
-__all__ = ["DecorrelatedBatchNormalization", "InstanceNormalization", "IterativeNormalization"]
+__all__ = [
+    "DecorrelatedBatchNormalization",
+    "InstanceNormalization",
+    "IterativeNormalization",
+    "WeightNormalization",
+    "WeightStandardization",
+]

@@ -49,7 +49,7 @@ class ChannelNormalization(keras.layers.Layer):  # type: ignore[misc]
         gamma_constraint: Any = None,
         **kwargs: Any,
     ) -> None:
-        # Parameters and statistics stay in float32 under mixed precision; the input is cast in `call`.
+        # Under mixed precision, `call` casts the input; see `add_weight` for parameters and statistics.
         super().__init__(autocast=False, **kwargs)
         if not epsilon > 0:
             raise ValueError(f"expected epsilon > 0, got epsilon={epsilon}")
@@ -74,6 +74,10 @@ class ChannelNormalization(keras.layers.Layer):  # type: ignore[misc]
         self.input_spec = keras.layers.InputSpec(min_ndim=2, axes={self.axis: channels})
         self._add_weights(channels)
         self.built = True
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """As every layer's, but read in the precision it is kept in, whatever the dtype policy computes in."""
+        return super().add_weight(*args, **{"autocast": False, **kwargs})
 
     def _add_weights(self, channels: int) -> None:
         """Gamma and beta; a subclass adds its own after these."""

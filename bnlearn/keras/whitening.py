@@ -14,7 +14,7 @@ __all__ = ["DecorrelatedBatchNormalization", "IterativeNormalization"]
 
 def _identities(shape: tuple[int, ...], dtype: Any = None) -> Any:
     """One identity matrix per group."""
-    return keras.ops.broadcast_to(keras.ops.eye(shape[1], dtype=dtype), shape)
+    return keras.ops.tile(keras.ops.eye(shape[1], dtype=dtype)[None], (shape[0], 1, 1))
 
 
 class _Whitening(ChannelNormalization):

@@ -11,8 +11,12 @@ Shapes are (N, C, \*spatial): N samples, C channels (features), zero or more spa
 from __future__ import annotations
 
 from bnlearn.layers._base import Layer
+from bnlearn.layers.activation import DynamicTanh, EvoNormS0, FilterResponseNorm, ThresholdedLinearUnit
 from bnlearn.layers.basic import Conv2d, Flatten, Linear, ReLU, Sigmoid, Tanh
 from bnlearn.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnlearn.layers.instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from bnlearn.layers.recurrent import BatchNormLSTM, BatchNormRNN, LayerNormLSTM
+from bnlearn.layers.sample import GroupNorm, LayerNorm, RMSNorm, UnitNorm
 from bnlearn.layers.sequential import Sequential
 from bnlearn.layers.weights import SpectralNorm, WeightNorm, WeightStandardization
 from bnlearn.layers.whitening import DecorrelatedBatchNorm, IterNorm
@@ -21,17 +25,31 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchNormLSTM",
+    "BatchNormRNN",
     "Conv2d",
     "DecorrelatedBatchNorm",
+    "DynamicTanh",
+    "EvoNormS0",
+    "FilterResponseNorm",
     "Flatten",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "IterNorm",
     "Layer",
+    "LayerNorm",
+    "LayerNormLSTM",
     "Linear",
+    "RMSNorm",
     "ReLU",
     "Sequential",
     "Sigmoid",
     "SpectralNorm",
     "Tanh",
+    "ThresholdedLinearUnit",
+    "UnitNorm",
     "WeightNorm",
     "WeightStandardization",
 ]

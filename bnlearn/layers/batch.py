@@ -74,12 +74,7 @@ class _BatchNorm(Layer):
 
     def _check_input(self, x: Array, by_batch: bool) -> None:
         check_floats(x)
-        if x.ndim not in self.layouts:
-            dims = " or ".join(f"{ndim}D" for ndim in self.layouts)
-            raise ValueError(
-                f"expected {dims} input (got {x.ndim}D input): {type(self).__name__} takes x of shape "
-                f"{' or '.join(self.layouts.values())}"
-            )
+        self._check_layout(x)
         if x.shape[1] != self.num_features:
             raise ValueError(
                 f"expected {self.num_features} channels on axis 1 (got {x.shape[1]} in input size {x.shape}): change "
@@ -92,6 +87,14 @@ class _BatchNorm(Layer):
             )
         if by_batch and not self.eps > 0:
             raise ValueError(f"batch_norm eps must be positive during training, but got {self.eps}")
+
+    def _check_layout(self, x: Array) -> None:
+        if x.ndim not in self.layouts:
+            dims = " or ".join(f"{ndim}D" for ndim in self.layouts)
+            raise ValueError(
+                f"expected {dims} input (got {x.ndim}D input): {type(self).__name__} takes x of shape "
+                f"{' or '.join(self.layouts.values())}"
+            )
 
     def extra_repr(self) -> str:
         """What PyTorch prints."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -12,12 +12,18 @@ from bnlearn import functional
 from bnlearn.functional import RecurrentCache, RecurrentGradients, StepStatistics
 from bnlearn.layers._base import Array, Layer, check_floats, check_gradient
 
+Functions: TypeAlias = tuple[Callable[..., tuple[Any, RecurrentCache]], Callable[..., RecurrentGradients]]
+
 
 class _Norm(Layer):
     """The scale, shift and running statistics of one site; the recurrence uses them, it is never called itself."""
 
     parameter_names = ("weight", "bias")
     buffer_names = ("running_mean", "running_var", "num_batches_tracked")
+    bias: Any  # this and the next three: arrays, or None where the site has none
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
 
     def __init__(self, size: int, scale: float, dtype: DTypeLike, *, shift: bool, rows: int | None) -> None:
         super().__init__()
@@ -39,8 +45,7 @@ class _Recurrent(Layer):
 
     parameter_names = ("weight_ih_l0", "weight_hh_l0", "bias_l0")
     gates: ClassVar[int] = 4
-    _forward: ClassVar[Callable[..., tuple[Any, RecurrentCache]]]
-    _backward: ClassVar[Callable[..., RecurrentGradients]] = functional.lstm_backward
+    _functions: ClassVar[Functions]
 
     def __init__(
         self,
@@ -81,11 +86,12 @@ class _Recurrent(Layer):
     def forward(self, x: Array, mask: Array | None = None) -> Array:
         """The hidden states of ``x``, shape (N, L, F); ``mask``, bool of shape (N, L), is False where it is padding."""
         self._check_input(x)
-        affine = {f"gamma_{site}": norm.weight for site, norm in self.norms.items()}
+        affine: dict[str, Any] = {f"gamma_{site}": norm.weight for site, norm in self.norms.items()}
         if "c" in self.norms:
             affine["beta_c"] = self.norms["c"].bias
         weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_l0
-        y, cache = type(self)._forward(x, *weights, **affine, mask=mask, eps=self.eps, **self._options())
+        y: Array
+        y, cache = self._functions[0](x, *weights, **affine, mask=mask, eps=self.eps, **self._options())
         if self.training:
             self._track(cache)
         self._cache = cache, y.shape
@@ -98,7 +104,7 @@ class _Recurrent(Layer):
         if not self.return_sequences:
             last, dy = dy, np.zeros(shape, dy.dtype)
             dy[:, -1] = last
-        gradients = type(self)._backward(dy, cache)
+        gradients = self._functions[1](dy, cache)
         own = {f"{name}_l0": getattr(gradients, name) for name in ("weight_ih", "weight_hh", "bias")}
         own |= {f"norm_{site}.weight": getattr(gradients, f"gamma_{site}") for site in self.norms}
         if "c" in self.norms:
@@ -168,7 +174,7 @@ class LayerNormLSTM(_Recurrent):
     (2, 4)
     """
 
-    _forward = functional.layer_norm_lstm
+    _functions = functional.layer_norm_lstm, functional.layer_norm_lstm_backward
 
     def __init__(
         self,
@@ -233,7 +239,7 @@ class BatchNormLSTM(_Recurrent):
     ((5, 16), (2, 9, 4))
     """
 
-    _forward = functional.batch_norm_lstm
+    _functions: ClassVar[Functions] = functional.batch_norm_lstm, functional.batch_norm_lstm_backward
     sites: ClassVar[tuple[str, ...]] = ("ih", "hh", "c")
 
     def __init__(
@@ -320,5 +326,4 @@ class BatchNormRNN(BatchNormLSTM):
 
     gates = 1
     sites = ("ih", "hh")
-    _forward = functional.batch_norm_rnn
-    _backward = functional.rnn_backward
+    _functions = functional.batch_norm_rnn, functional.batch_norm_rnn_backward

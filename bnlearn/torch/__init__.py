@@ -7,7 +7,20 @@ running statistics takes its parameters and buffers, and the rules for them, fro
 
 from __future__ import annotations
 
+from bnlearn.torch.distributed import SyncBatchNorm
+from bnlearn.torch.launch import torchrun
+from bnlearn.torch.recurrent import BatchNormLSTM, BatchNormRNN, LayerNormLSTM
 from bnlearn.torch.weights import WeightStandardization, weight_standardization
 from bnlearn.torch.whitening import DecorrelatedBatchNorm, IterNorm
 
-__all__ = ["DecorrelatedBatchNorm", "IterNorm", "WeightStandardization", "weight_standardization"]
+__all__ = [
+    "BatchNormLSTM",
+    "BatchNormRNN",
+    "DecorrelatedBatchNorm",
+    "IterNorm",
+    "LayerNormLSTM",
+    "SyncBatchNorm",
+    "WeightStandardization",
+    "torchrun",
+    "weight_standardization",
+]

@@ -1,4 +1,4 @@
-"""Unit length, filter responses, adaptive instance normalisation: PyTorch's and Keras's own, the oracles, identities."""
+"""Unit length, filter responses, adaptive instances: PyTorch's and Keras's own, the oracles, identities."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ BOTH = pytest.mark.parametrize(
     ("forward", "backward"), [(whiten, whiten_backward), (iter_norm, iter_norm_backward)], ids=["whiten", "iter_norm"]
 )
 SHAPES = pytest.mark.parametrize(
-    ("shape", "groups"),
-    [((9, 4), 1), ((9, 4), 2), ((6, 4, 5), 1), ((3, 6, 4, 3), 3), ((2, 4, 2, 3, 2), 4), ((3, 4), 1)],
+    ("shape", "groups"), [((9, 4), 1), ((6, 4, 5), 2), ((3, 6, 4, 3), 3), ((2, 4, 2, 3, 2), 4), ((3, 4), 1)]
 )
+FEW_SHAPES = pytest.mark.parametrize(("shape", "groups"), [((9, 4), 1), ((3, 6, 4, 3), 3)])
 
 
 def correlated(rng, shape):
@@ -251,7 +251,7 @@ class TestBackward:
         assert relative_error(dbeta, numerical_gradient(lambda v: loss(beta=v), d["beta"])) < 1e-7
 
     @BOTH
-    @SHAPES
+    @FEW_SHAPES
     def test_against_torch_jax_and_tensorflow(self, rng, shape, groups, forward, backward):
         d = made(rng, shape, groups)
         names = ("x", "gamma", "beta")
@@ -331,7 +331,7 @@ class TestBackward:
 @pytest.mark.parametrize("library", TO)
 class TestOneFormulaEveryLibrary:
     @BOTH
-    @SHAPES
+    @FEW_SHAPES
     @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
     def test_same_as_numpy_in_float64(self, rng, library, shape, groups, forward, backward, training):
         d = made(rng, shape, groups)
@@ -381,9 +381,7 @@ class TestTracing:
     @BOTH
     def test_keras_symbolic_tensors(self, forward, backward):
         assert forward(keras.KerasTensor((None, 4, None), dtype="float32"))[0].shape == (None, 4, None)
-        with pytest.raises(
-            ValueError, match=r"known number of channels, to whiten them together, got shape \(2, None\)"
-        ):
+        with pytest.raises(ValueError, match=r"known number of channels, .*, got shape \(2, None\)"):
             forward(keras.KerasTensor((2, None), dtype="float32"))
 
 
@@ -406,8 +404,8 @@ class TestRunningStatistics:
         x = correlated(rng, (9, 4))
         with pytest.raises(ValueError, match=r"running_matrix of shape \(2, 2, 2\), the batch's, got \(1, 4, 4\)"):
             update_whitening(np.zeros(4), np.zeros((1, 4, 4)), whiten(x, groups=2)[1])
+        cache = whiten(x, mean=np.zeros(4), matrix=np.eye(4)[None])[1]
         with pytest.raises(ValueError, match="training form, got one of the inference form"):
-            cache = whiten(x, mean=np.zeros(4), matrix=np.eye(4)[None])[1]
             update_whitening(np.zeros(4), np.zeros((1, 4, 4)), cache)
         with pytest.raises(ValueError, match=r"from 0 to 1, got 1\.5"):
             update_whitening(np.zeros(4), np.zeros((1, 4, 4)), whiten(x)[1], momentum=1.5)
@@ -435,17 +433,13 @@ class TestErrors:
 
     @pytest.mark.parametrize("shape", [(0, 3), (2, 3, 0)])
     def test_nothing_to_whiten_by(self, forward, backward, shape):
-        with pytest.raises(
-            ValueError, match=rf"at least one value per channel to whiten by, got x of shape \({shape[0]}"
-        ):
+        with pytest.raises(ValueError, match=rf"at least one value per channel .* shape \({shape[0]}, 3"):
             forward(np.empty(shape))
         y, cache = forward(np.empty(shape), mean=np.zeros(3), matrix=np.eye(3)[None])
         assert y.shape == backward(y, cache)[0].shape == shape
 
     def test_too_few_values_without_eps(self, rng, forward, backward):
-        with pytest.raises(
-            ValueError, match="more than 4 values per channel for groups of 4 channels, or eps > 0, got 4"
-        ):
+        with pytest.raises(ValueError, match=r"more than 4 values per channel for .* 4 channels, or eps > 0, got 4"):
             forward(rng.standard_normal((4, 4)), eps=0.0)
         assert np.isfinite(forward(rng.standard_normal((5, 4)), eps=0.0)[0]).all()
         assert np.isfinite(forward(rng.standard_normal((4, 4)), groups=2, eps=0.0)[0]).all()
@@ -469,8 +463,8 @@ def test_iterations():
         iter_norm(x, iterations=np.array([3, 3]))
 
 
-def test_nan_and_infinity(rng):
-    """As the docstrings say: a NaN spreads over the group where nothing is decomposed; eigh raises or spreads it."""
+def test_nan(rng):
+    """As the docstrings say."""
     x = correlated(rng, (9, 4))
     x[0, 0] = np.nan
     y, _ = iter_norm(x, groups=2)
@@ -480,5 +474,6 @@ def test_nan_and_infinity(rng):
         whiten(x)
     with pytest.raises(torch.linalg.LinAlgError):
         whiten(torch.tensor(x))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        whiten(tf.constant(x))
     assert np.isnan(whiten(jax.numpy.asarray(x))[0]).all()
-    assert np.isnan(whiten(tf.constant(x))[0]).all()

@@ -56,7 +56,13 @@ def exercise(layer: Any, rng: np.random.Generator, *shapes: tuple[int, ...]) -> 
 
 # What to run for each exported name: a function that yields arrays.
 CASES: dict[str, Callable[[np.random.Generator], Iterator[Any]]] = {
+    "DecorrelatedBatchNormalization": lambda rng: exercise(ours.DecorrelatedBatchNormalization(groups=2), rng, IMAGES),
     "InstanceNormalization": lambda rng: exercise(ours.InstanceNormalization(), rng, IMAGES),
+    "IterativeNormalization": lambda rng: exercise(ours.IterativeNormalization(groups=2, iterations=4), rng, IMAGES),
+    "WeightNormalization": lambda rng: exercise(ours.WeightNormalization(keras.layers.Conv2D(3, 2)), rng, IMAGES),
+    "WeightStandardization": lambda rng: exercise(
+        ours.WeightStandardization(keras.layers.Dense(4), scaled=True, gain=True), rng, FEATURES
+    ),
 }
 
 

@@ -57,12 +57,7 @@ def test_weight_and_gradients_are_the_reference_s(module, shape, gain, scaled):
     expected = reference(original, learnt[1] if gain else None, scaled, 1e-3)
     torch.testing.assert_close(module.weight, expected, rtol=1e-10, atol=1e-10)
     dy = torch.randn_like(y)
-    with parametrize.cached():
-        found = torch.autograd.grad(y, learnt, dy)
-    plain = torch.func.functional_call(
-        copy.deepcopy(module).requires_grad_(False), {}, x
-    )  # the same module twice gives the same
-    torch.testing.assert_close(plain, y.detach())
+    found = torch.autograd.grad(y, learnt, dy)
     bare = parametrize.remove_parametrizations(copy.deepcopy(module), "weight")
     there = torch.func.functional_call(bare, {"weight": expected}, x)
     for ours, theirs in zip(found, torch.autograd.grad(there, learnt, dy), strict=True):
@@ -178,7 +173,7 @@ def test_compiles_in_one_graph_without_warnings():
     torch.testing.assert_close(found, expected)
 
 
-def test_with_weight_norm_on_top_the_filters_keep_mean_0():
+def test_with_spectral_norm_on_top_the_filters_keep_mean_0():
     module = torch.nn.utils.parametrizations.spectral_norm(made(torch.nn.Linear(6, 4)))
     torch.testing.assert_close(module.weight.mean(dim=1), torch.zeros(4, dtype=torch.float64))
 

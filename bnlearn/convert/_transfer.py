@@ -58,12 +58,14 @@ class Report:
 
     def __str__(self) -> str:
         width = max((len(move.source) for move in self.moved), default=0)
-        lines = [f"{len(self.moved)} layers moved"]
+        lines = [f"{len(self.moved)} layer{'s' * (len(self.moved) != 1)} moved"]
         for move in self.moved:
             lines.append(f"  {move.source:{width}} -> {move.target}  ({move.kind}: {', '.join(move.arrays)})")
             lines += [f"  {'':{width}}    {note}" for note in move.notes]
         compared = self.max_difference is not None
-        said = f"outputs differ by at most {self.max_difference:.1e}" if compared else "outputs NOT compared: no example"
+        said = (
+            f"outputs differ by at most {self.max_difference:.1e}" if compared else "outputs NOT compared: no example"
+        )
         return "\n".join([*lines, *self.notes, said])
 
 
@@ -153,12 +155,13 @@ def transfer(
     pairs, problems = match(ours, theirs, names or {}, skip, compared=example is not None)
     counts = _counts(n, pairs, problems)
     plans = [] if problems else [_plan(*pair, counts.get(pair[1].name), problems) for pair in pairs]
-    changes = [change for _, made in plans for change in made]
+    changes = [change for _, made, _ in plans for change in made]
+    corrections = [change for _, _, made in plans for change in made]
     _check_tied(changes, problems)
     if problems:
         raise ValueError("the models do not fit, nothing was changed:\n- " + "\n- ".join(problems))
-    difference = _apply(changes, here, there, example, tolerance)
-    return Report(tuple(move for move, _ in plans), tuple(_left_out(skip)), difference)
+    difference = _apply(changes, corrections, here, there, example, tolerance)
+    return Report(tuple(move for move, _, _ in plans), tuple(_left_out(skip)), difference)
 
 
 def _left_out(skip: Collection[str]) -> list[str]:
@@ -175,15 +178,14 @@ def _counts(n: int | Mapping[str, int] | None, pairs: Sequence[Pair], problems: 
     if unknown and not problems:
         problems.append(f"n has {', '.join(map(repr, sorted(unknown)))}, which is no batch normalisation")
     problems += [f"expected n > 1 values per channel, got n = {count}" for count in {*stated.values()} if count < 2]
-    return {
-        theirs: stated[key] for ours, theirs in norms for key in (ours, theirs) if key in stated
-    }
+    return {theirs: stated[key] for ours, theirs in norms for key in (ours, theirs) if key in stated}
 
 
-def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tuple[Moved, list[Change]]:
-    """What to assign to ``target``, and what to say about it."""
+def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tuple[Moved, list[Change], list[Change]]:
+    """What to say about it, what to assign to ``target``, and what after the outputs were compared."""
     where = f"source layer {source} and target layer {target}"
     arrays: dict[str, Array] = {}
+    corrected: dict[str, Array] = {}
     notes: list[str] = []
     for key, own in target.arrays.items():
         given = source.arrays.get(key)
@@ -206,7 +208,7 @@ def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tup
             notes.append(f"running_var as it was, {'biased' if source.biased else 'unbiased'}: no n was stated")
         else:
             factor = n / (n - 1) if source.biased else (n - 1) / n
-            arrays["running_var"] = arrays["running_var"] * factor
+            corrected["running_var"] = arrays["running_var"] * factor
             notes.append(f"running_var times {factor:.6g}, for n = {n}")
     numbers = {}
     for key, value in source.carried.items():
@@ -221,7 +223,9 @@ def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tup
             " may not be the same: compare with an example"
         )
     move = Moved(source.name, target.name, source.kind, tuple(arrays), tuple(notes))
-    return move, [] if problems else target.changes(arrays, numbers)
+    if problems:
+        return move, [], []
+    return move, target.changes(arrays, numbers), target.changes(corrected, {})
 
 
 def _short(number: float | None) -> str:
@@ -239,26 +243,36 @@ def _check_tied(changes: Sequence[Change], problems: list[str]) -> None:
     seen: dict[tuple[int, str], Any] = {}
     for change in changes:
         first = seen.setdefault(change.place, change.value)
-        if not np.array_equal(np.asarray(first), np.asarray(change.value), equal_nan=True):
+        if first is not change.value and not bool((first == change.value).all()):
             problems.append(
                 "two layers of the target share one array, and their counterparts in the source differ; untie them"
             )
 
 
-def _apply(changes: Sequence[Change], here: Any, there: Any, example: Any, tolerance: float) -> float | None:
-    """Assign, compare, and take everything back if anything is wrong."""
+def _apply(
+    changes: Sequence[Change], corrections: Sequence[Change], here: Any, there: Any, example: Any, tolerance: float
+) -> float | None:
+    """Assign, compare, and take everything back if anything is wrong.
+
+    The corrected variance comes last: it makes the target what training there would have left, which is not quite what
+    the source computes.
+    """
     done: list[Change] = []
     try:
         for change in changes:
             done.append(change)
             change.put(change.value)
         there.forget_traces()
-        return None if example is None else _compare(here, there, example, tolerance)
+        difference = None if example is None else _compare(here, there, example, tolerance)
+        for change in corrections:
+            done.append(change)
+            change.put(change.value)
     except BaseException:
         for change in reversed(done):
             change.put(change.before)
         there.forget_traces()
         raise
+    return difference
 
 
 def _compare(here: Any, there: Any, example: Any, tolerance: float) -> float:
