@@ -43,7 +43,7 @@ _SAME_IN_KERAS = (
     *("ones_like", "reshape", "shape", "sign", "sqrt", "square", "stack", "stop_gradient", "sum", "take", "tanh"),
     *("tril", "triu", "where", "zeros_like"),
 )
-_OTHER_IN_KERAS = {"astype": "cast", "concat": "concatenate", "permute_dims": "transpose"}
+_OTHER_IN_KERAS = {"astype": "cast", "concat": "concatenate", "cumulative_sum": "cumsum", "permute_dims": "transpose"}
 
 
 class KerasNamespace:
@@ -168,6 +168,9 @@ def whole_number(value: Any, name: str) -> int | None:
     """
     if len(getattr(value, "shape", ())) and "int" in str(value.dtype):
         return None  # a number per channel, whose values stay where they are
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor) and torch.compiler.is_compiling():
+        return None  # asking for it would break the graph
     try:
         number = operator.index(value)
     except TypeError as error:

@@ -86,6 +86,8 @@ def test_probes_catch_a_wrong_member(rng):
     assert probe_axes(wrong, rng) != wrong.over
     assert probe_batch(wrong, rng) != wrong.depends_on_batch
     assert not probe_modes(replace(batch, layer=lambda: layers.BatchNorm1d(6, track_running_stats=False)), rng)
+    with pytest.raises(ValueError, match="expected a method with a layer, got sync_batch_norm"):
+        probe_modes(member("sync_batch_norm"), rng)
 
 
 def test_the_statistics_of_a_recurrent_network_are_over_the_sequences(rng):
@@ -162,13 +164,14 @@ def test_every_paper_is_in_the_bibliography(method):
 
 @each()
 def test_every_member_is_complete(method):
-    """No framework is left without a place unless the method is not a layer: it acts on statistics at inference."""
+    """A framework is left without a place only where there is no layer to be: statistics at inference, processes."""
     assert method.title
     assert method.acts_on in {"activations", "weights", "statistics", "sequences", "processes"}
     if method.acts_on != "statistics":
-        assert method.numpy
         assert method.torch
         assert method.keras
+    if method.learned and method.acts_on != "processes":
+        assert method.numpy
 
 
 def test_table_has_every_member_and_no_gap():

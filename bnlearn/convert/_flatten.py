@@ -7,6 +7,8 @@ followed through it; where it is not, or where it cannot be told, the layer is m
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from bnlearn.convert._units import Array
 
-__all__ = ["UNCLEAR", "Order", "flat_orders", "images_order"]
+__all__ = ["UNCLEAR", "Order", "Orders", "flat_orders", "images_order"]
 
 Order: TypeAlias = Any
 """A permutation p (Keras's feature k is PyTorch's p[k]), None where the orders agree, or :data:`UNCLEAR`."""
@@ -49,21 +51,47 @@ def images_order(shape: Sequence[int], layout: str = LAST, *, moved: bool = Fals
     return None if np.array_equal(order, np.arange(order.size)) else order
 
 
-def flat_orders(model: Any, leaves: Sequence[tuple[str, Any]], stated: Mapping[str, Any]) -> dict[int, Order]:
-    """The order of each layer's input features, by the layer's id; absent where they have but one axis or agree.
+class Orders:
+    """What is known of the features of each layer, by the layer's id.
 
-    ``stated`` gives it by the name of the layer: the shape (C, *spatial) that PyTorch flattens, or None.
+    Attributes
+    ----------
+    inputs : dict
+        The order of its input features; absent where they have but one axis.
+    outputs : dict
+        The order of its output features, where these are made into images.
     """
-    orders: dict[int, Order] = {}
-    reached: set[int] = set()
+
+    def __init__(self) -> None:
+        self.inputs: dict[int, Order] = {}
+        self.outputs: dict[int, Order] = {}
+        self.reached: set[int] = set()
+        self.makers: dict[int, list[Any]] = {}  # by tensor: the dense layer behind it, and what came after
+        self.uses: Counter[int] = Counter()
+
+
+def flat_orders(model: Any, leaves: Sequence[tuple[str, Any]], stated: Mapping[str, Any]) -> Orders:
+    """The orders of all layers' features.
+
+    ``stated`` gives them by the name of a layer: the shape (C, *spatial) that PyTorch flattens, or None.
+    """
+    orders = Orders()
     if _graph(model) is not None:
-        _follow(model, None, orders, reached)
-    _guess_nothing([layer for _, layer in leaves if id(layer) not in reached], orders)
+        _follow(model, None, orders)
+    _guess_nothing([layer for _, layer in leaves if id(layer) not in orders.reached], orders)
     by_name = dict(leaves)
     for name, shape in stated.items():
         if name not in by_name:
             raise ValueError(f"expected flatten to name layers of the Keras model, got {name!r}; it has {[*by_name]}")
-        orders[id(by_name[name])] = None if shape is None else images_order(shape)
+        layer = by_name[name]
+        width = layer.weights[0].shape[0 if isinstance(layer, L.Dense) else -1]
+        if shape is not None and math.prod(shape) != width:
+            raise ValueError(
+                f"expected flatten[{name!r}] to be the shape (C, *spatial) that PyTorch flattens, got {tuple(shape)}, "
+                f"which has {math.prod(shape)} elements; the layer has {width} features"
+            )
+        orders.inputs[id(layer)] = None if shape is None else images_order(shape)
+        orders.outputs.pop(id(layer), None)
     return orders
 
 
@@ -73,7 +101,7 @@ def _graph(model: Any) -> Any:
     return functional if hasattr(functional, "_nodes_by_depth") else None
 
 
-def _follow(model: Any, given: list[Any] | None, orders: dict[int, Order], reached: set[int]) -> list[Any]:
+def _follow(model: Any, given: list[Any] | None, orders: Orders) -> list[Any]:
     """What each output of ``model`` is, from what its inputs are; fills ``orders`` on the way."""
     graph = _graph(model)
     known: dict[int, Any] = {}
@@ -81,25 +109,47 @@ def _follow(model: Any, given: list[Any] | None, orders: dict[int, Order], reach
     for index, tensor in enumerate(graph.inputs):
         images = (LAST if last else FIRST) if len(tensor.shape) > 3 else UNCLEAR
         known[id(tensor)] = given[index] if given else (images if len(tensor.shape) > 2 else None)
-    for depth in sorted(graph._nodes_by_depth, reverse=True):
-        for node in graph._nodes_by_depth[depth]:
-            if node.is_input:
-                continue
-            operation = node.operation
-            inputs = [known.get(id(tensor), UNCLEAR) for tensor in node.input_tensors]
-            reached.add(id(operation))
-            if _graph(operation) is not None:
-                found = _follow(operation, inputs, orders, reached)
-            else:
-                found = [_after(operation, inputs, node.input_tensors, out) for out in node.output_tensors]
-                _note(orders, operation, inputs[0] if len(node.input_tensors[0].shape) == 2 else None)
-            known.update({id(out): state for out, state in zip(node.output_tensors, found, strict=True)})
+    nodes = [node for depth in sorted(graph._nodes_by_depth, reverse=True) for node in graph._nodes_by_depth[depth]]
+    nodes = [node for node in nodes if not node.is_input]
+    orders.uses.update(id(tensor) for node in nodes for tensor in node.input_tensors)
+    for node in nodes:
+        layer, tensors = node.operation, node.input_tensors
+        states = [known.get(id(tensor), UNCLEAR) for tensor in tensors]
+        orders.reached.add(id(layer))
+        inner = _graph(layer)
+        if inner is not None:
+            for outside, inside in zip(tensors, inner.inputs, strict=True):
+                orders.makers[id(inside)] = orders.makers.get(id(outside), [])
+            found = _follow(layer, states, orders)
+            for outside, inside in zip(node.output_tensors, inner.outputs, strict=True):
+                orders.makers[id(outside)] = orders.makers.get(id(inside), [])
+        else:
+            found = [_after(layer, states, tensors, out) for out in node.output_tensors]
+            _note(orders.inputs, layer, states[0] if len(tensors[0].shape) == 2 else None)
+            if isinstance(layer, L.Dense):
+                orders.makers[id(node.output_tensors[0])] = [layer]
+            elif isinstance(layer, ELEMENTWISE):
+                orders.makers[id(node.output_tensors[0])] = [*orders.makers.get(id(tensors[0]), []), layer]
+            if len(tensors[0].shape) == 2 and len(node.output_tensors[0].shape) > 2 and isinstance(layer, L.Reshape):
+                _unfold(orders, tensors[0], node.output_tensors[0].shape[1:], states[0])
+        known.update({id(out): state for out, state in zip(node.output_tensors, found, strict=True)})
     return [known[id(tensor)] for tensor in graph.outputs]
 
 
-def _note(orders: dict[int, Order], layer: Any, order: Order) -> None:
-    """Write down the order of a layer's input; a layer that is used twice, with two orders, has none."""
-    before = orders.get(id(layer), order)
+def _unfold(orders: Orders, tensor: Any, shape: Sequence[int], before: Order) -> None:
+    """Features become images: a dense layer's output channels must be in the order that this makes of them."""
+    if shape.count(1) >= len(shape) - 1:
+        return
+    makers = orders.makers.get(id(tensor), [])
+    clear = len(shape) > 2 and before is None and orders.uses[id(tensor)] == 1
+    order = images_order((shape[-1], *shape[:-1])) if clear else UNCLEAR
+    for layer in makers:
+        _note(orders.outputs if isinstance(layer, L.Dense) else orders.inputs, layer, order, over=True)
+
+
+def _note(orders: dict[int, Order], layer: Any, order: Order, over: bool = False) -> None:
+    """Write down the order of a layer's features; a layer that is used twice, with two orders, has none."""
+    before = order if over else orders.get(id(layer), order)
     orders[id(layer)] = order if _same(before, order) else UNCLEAR
 
 
@@ -117,7 +167,7 @@ def _after(layer: Any, inputs: list[Any], tensors: Sequence[Any], out: Any) -> A
         if hasattr(layer, "data_format"):
             return LAST if layer.data_format == "channels_last" else FIRST
         if rank != ranks[0]:
-            return _unfolded(out.shape, inputs[0])
+            return LAST if isinstance(layer, L.Reshape) and rank > 3 else UNCLEAR
         if type(layer).__name__ in MOVES_AXES:
             return UNCLEAR
         return inputs[0] if all(_same(state, inputs[0]) for state in inputs) else UNCLEAR
@@ -137,12 +187,6 @@ def _after(layer: Any, inputs: list[Any], tensors: Sequence[Any], out: Any) -> A
     return UNCLEAR
 
 
-def _unfolded(shape: Sequence[int | None], before: Any) -> Any:
-    """Features made into images: only where each has one position does the order not matter."""
-    lengths = shape[1:]
-    return LAST if before is None and lengths.count(1) >= len(lengths) - 1 else UNCLEAR
-
-
 def _flattened(layer: Any, layout: str, shape: Sequence[int | None]) -> Order:
     if None in shape or sum(length != 1 for length in shape) <= 1 or layout == SAME:
         return None
@@ -159,20 +203,23 @@ def _joined(inputs: Sequence[Order], widths: Sequence[int]) -> Array:
     return np.concatenate([start + part for start, part in zip(starts, parts, strict=True)])
 
 
-def _guess_nothing(layers: Sequence[Any], orders: dict[int, Order]) -> None:
+def _guess_nothing(layers: Sequence[Any], orders: Orders) -> None:
     """Outside a graph: what comes after a Flatten, or is wider than the convolution before it, is unclear."""
     width, flattened = None, False
+    dense: Any = None
     for layer in layers:
-        if isinstance(layer, (L.Flatten, L.Reshape)):
+        if isinstance(layer, L.Reshape) and len(layer.target_shape) > 1:
+            if dense is not None:
+                orders.outputs[id(dense)] = UNCLEAR
+        elif isinstance(layer, (L.Flatten, L.Reshape)):
             flattened = True
         elif layer.built and hasattr(layer, "kernel_size"):
             multiplier = getattr(layer, "depth_multiplier", 0)
             width = getattr(layer, "filters", None) or layer.kernel.shape[-2] * multiplier
             flattened = False
         elif layer.built and layer.weights and isinstance(layer, (L.Dense, *ELEMENTWISE)):
-            dense = isinstance(layer, L.Dense)
-            features = layer.weights[0].shape[0 if dense else -1]
+            features = layer.weights[0].shape[0 if isinstance(layer, L.Dense) else -1]
             if (flattened or width is not None) and features != width:
-                orders[id(layer)] = UNCLEAR
-            if dense:
-                width, flattened = None, False
+                orders.inputs[id(layer)] = UNCLEAR
+            if isinstance(layer, L.Dense):
+                width, flattened, dense = None, False, layer

@@ -50,7 +50,11 @@ def units(model: Any, flatten: Mapping[str, Sequence[int] | None] | None = None)
     """Every layer of ``model`` that has weights, in the order of ``model.layers``."""
     leaves = list(_leaves("", model, set()))
     orders = flat_orders(model, leaves, flatten or {})
-    return [unit for name, layer in leaves for unit in _units(name, layer, orders.get(id(layer)))]
+    return [
+        unit
+        for name, layer in leaves
+        for unit in _units(name, layer, orders.inputs.get(id(layer)), orders.outputs.get(id(layer)))
+    ]
 
 
 def _leaves(name: str, layer: Any, seen: set[int]) -> Iterator[tuple[str, Any]]:
@@ -72,7 +76,7 @@ def channels_last(model: Any) -> bool:
     return bool([*found, keras.config.image_data_format()][0] == "channels_last")
 
 
-def _units(name: str, layer: Any, order: Order) -> Iterator[Unit]:
+def _units(name: str, layer: Any, order: Order, after: Order) -> Iterator[Unit]:
     kind, word = type(layer), type(layer).__name__
     if not layer.built:
         yield unsupported(name, word, "it is not built; call the model on one example first")
@@ -87,9 +91,16 @@ def _units(name: str, layer: Any, order: Order) -> Iterator[Unit]:
             "its input was flattened in an order that cannot be told from the model; state flatten={"
             f"{name!r}: (C, *spatial)}}, the shape that PyTorch flattens, or None where both flatten alike",
         )
+    elif isinstance(after, str):
+        yield unsupported(
+            name,
+            word,
+            "its output is made into something of more axes, in an order that cannot be told from the model; state "
+            f"flatten={{{name!r}: None}} where both do it alike",
+        )
     elif kind is L.Dense:
-        slots = {"weight": _permuted(_moved(layer.kernel, (1, 0)), order, -1), "bias": Slot(layer.bias)}
-        yield _unit(name, layer, "linear", slots)
+        weight = _permuted(_permuted(_moved(layer.kernel, (1, 0)), order, -1), after, 0)
+        yield _unit(name, layer, "linear", {"weight": weight, "bias": _permuted(Slot(layer.bias), after, 0)})
     elif kind is L.Embedding:
         yield _unit(name, layer, "embedding", {"weight": Slot(layer.embeddings)})
     elif kind in CONVOLUTIONS or kind in TRANSPOSED or kind in DEPTHWISE:

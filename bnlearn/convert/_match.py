@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 
@@ -30,6 +30,8 @@ def match(
     """
     problems = _unknown(source, [*names], "names") + _unknown(target, [*names.values()], "names")
     problems += _unknown([*source, *target], [*skip], "skip")
+    twice = [name for name, times in Counter(names.values()).items() if times > 1]
+    problems += [f"names gives {name!r} to more than one layer" for name in twice]
     source = [unit for unit in source if not _listed(unit, skip)]
     target = [unit for unit in target if not _listed(unit, skip)]
     for side, units in (("source", source), ("target", target)):

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from bnlearn.convert._units import Array, Unit
+from bnlearn.convert._units import BATCH_NORM, Array, Unit
 from bnlearn.layers import Layer
 
 __all__ = ["Model", "Opened", "evaluating", "is_keras", "is_torch", "open_model"]
@@ -54,12 +54,13 @@ class Opened:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        self.convolves = False
+        self.channelled = False  # whether three axes are (N, C, L) or (N, L, C), and not the same on both sides
 
     def units(self, flatten: Flatten) -> list[Unit]:
         """See :mod:`bnlearn.convert._units`."""
         found = self.read(flatten)
-        self.convolves = any("conv" in unit.kind for unit in found)
+        kinds = [unit.kind for unit in found]
+        self.channelled = any("conv" in kind for kind in kinds) or kinds[:1] in ([BATCH_NORM], ["group norm"])
         return found
 
     def read(self, flatten: Flatten) -> list[Unit]:

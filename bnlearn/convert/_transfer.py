@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,11 +148,10 @@ def transfer(
     outputs NOT compared: no example
     """
     here, there = open_model(source, "source"), open_model(target, "target")
-    if flatten and not (here.is_keras or there.is_keras):
-        raise ValueError(f"expected flatten only where one side is a Keras model, got flatten={dict(flatten)}")
+    if flatten and here.is_keras == there.is_keras:
+        number = 2 if here.is_keras else 0
+        raise ValueError(f"expected flatten only where one side is a Keras model, got {number} of them")
     ours, theirs = here.units(flatten), there.units(flatten)
-    if here.is_keras and there.is_keras and flatten:
-        raise ValueError("expected flatten only where one side is a Keras model, got two of them")
     pairs, problems = match(ours, theirs, names or {}, skip, compared=example is not None)
     counts = _counts(n, pairs, problems)
     plans = [] if problems else [_plan(*pair, counts.get(pair[1].name), problems) for pair in pairs]
@@ -269,7 +269,8 @@ def _apply(
             change.put(change.value)
     except BaseException:
         for change in reversed(done):
-            change.put(change.before)
+            with suppress(Exception):  # what failed to be put fails to be taken back; the others shall be
+                change.put(change.before)
         there.forget_traces()
         raise
     return difference
@@ -278,10 +279,12 @@ def _apply(
 def _compare(here: Any, there: Any, example: Any, tolerance: float) -> float:
     x, twin = example if isinstance(example, (tuple, list)) else (example, None)
     x = np.asarray(x)
-    moved = twin is None and (x.ndim > 3 or (x.ndim == 3 and here.convolves)) and here.last != there.last
+    channels = _move(x, here.last) if x.ndim > 2 and here.last != there.last else None
     if twin is None:
-        twin = _move(x, here.last) if moved else x
-    ours, theirs = here.run(x), there.run(np.asarray(twin))
+        twin = x if channels is None or (x.ndim == 3 and not here.channelled) else channels
+    twin = np.asarray(twin)
+    moved = channels is not None and np.array_equal(twin, channels)
+    ours, theirs = here.run(x), there.run(twin)
     if moved and theirs.ndim == x.ndim:
         theirs = _move(theirs, there.last)
     if ours.shape != theirs.shape:

@@ -13,16 +13,15 @@ from bnlearn.family._member import (
     Cost,
     Example,
     Member,
-    convert,
     cost,
     footprint,
     influence,
-    leaves,
     probe_axes,
     probe_batch,
     probe_modes,
 )
 from bnlearn.family._members import MEMBERS
+from bnlearn.family._trees import convert, leaves
 
 __all__ = [
     "Cost",

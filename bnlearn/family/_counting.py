@@ -10,6 +10,8 @@ from typing import Any
 import array_api_compat.numpy as xnp
 import numpy as np
 
+from bnlearn.family._trees import convert
+
 FREE = {"astype", "broadcast_to", "concat", "expand_dims", "eye", "full_like", "isdtype", "finfo", "matrix_transpose"}
 FREE |= {"ones", "ones_like", "permute_dims", "reshape", "shape", "split", "squeeze", "stack", "zeros", "zeros_like"}
 """What moves or makes numbers without arithmetic."""
@@ -34,13 +36,11 @@ class Tally:
 
     def wrap(self, value: Any) -> Any:
         """Arrays in ``value``, counted from now on."""
-        if isinstance(value, np.ndarray | np.generic):
-            return Counted(np.asarray(value), self)
-        if isinstance(value, dict):
-            return {key: self.wrap(item) for key, item in value.items()}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return type(value)(*map(self.wrap, value))
-        return type(value)(map(self.wrap, value)) if isinstance(value, tuple | list) else value
+
+        def count(leaf: Any) -> Any:
+            return Counted(np.asarray(leaf), self) if isinstance(leaf, np.ndarray | np.generic) else leaf
+
+        return convert(count, value)
 
     def run(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The result of ``function`` on what the counted arrays hold, counted."""
@@ -62,13 +62,7 @@ class Tally:
 
 def unwrap(value: Any) -> Any:
     """What the counted arrays in ``value`` hold."""
-    if isinstance(value, Counted):
-        return value.value
-    if isinstance(value, dict):
-        return {key: unwrap(item) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(unwrap, value))
-    return type(value)(map(unwrap, value)) if isinstance(value, tuple | list) else value
+    return convert(lambda leaf: leaf.value if isinstance(leaf, Counted) else leaf, value)
 
 
 class CountingNamespace(SimpleNamespace):
@@ -102,15 +96,6 @@ class Counted:
 
     def __getitem__(self, key: Any) -> Any:
         return Counted(np.asarray(self.value[unwrap(key)]), self.tally)
-
-    def __bool__(self) -> bool:
-        return bool(self.value)
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-    def __len__(self) -> int:
-        return len(self.value)
 
 
 def _counted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -16,7 +16,7 @@ Rng = np.random.Generator
 
 
 def _scale(rng: Rng, *shape: int) -> NDArray[Any]:
-    return rng.uniform(0.5, 2.0, shape) * rng.choice([-1.0, 1.0], shape)
+    return np.asarray(rng.uniform(0.5, 2.0, shape) * rng.choice([-1.0, 1.0], shape))
 
 
 def _batch(rng: Rng, length: int) -> NDArray[Any]:

@@ -15,9 +15,9 @@ F64: Any = np.float64
 LENGTH = 5  # of the examples' last axis
 
 
-def linear() -> layers.Linear:
+def linear(outputs: int = 4) -> layers.Linear:
     """A layer whose weight is normalised."""
-    return layers.Linear(C, 4, rng=np.random.default_rng(0), dtype=F64)
+    return layers.Linear(C, outputs, rng=np.random.default_rng(0), dtype=F64)
 
 
 def adaptive_batch_norm(
@@ -110,7 +110,7 @@ MEMBERS: tuple[Member, ...] = (
         learned=(),
         depends_on_batch=False,
         modes_differ=False,
-        paper="",
+        paper="keras",
         example=examples.only_x,
         layer=lambda: layers.UnitNorm(),
         torch="torch.nn.functional.normalize",
@@ -155,8 +155,8 @@ MEMBERS: tuple[Member, ...] = (
         paper="huang2017arbitrary",
         example=examples.styled,
         layer=None,
-        torch="bnlearn.torch.AdaptiveInstanceNorm",
-        keras="bnlearn.keras.AdaptiveInstanceNormalization",
+        torch="bnlearn.functional.adaptive_instance_norm",
+        keras="bnlearn.functional.adaptive_instance_norm",
     ),
     Member(
         name="batch_renorm",
@@ -168,7 +168,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=True,
         paper="ioffe2017renorm",
         example=examples.renorm,
-        layer=None,
+        layer=lambda: layers.BatchRenorm(C, dtype=F64),
         torch="bnlearn.torch.BatchRenorm",
         keras="keras.layers.BatchNormalization",
     ),
@@ -182,7 +182,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=True,
         paper="hoffer2017train",
         example=examples.ghosts,
-        layer=None,
+        layer=lambda: layers.GhostBatchNorm(C, ghost_size=2, dtype=F64),
         torch="bnlearn.torch.GhostBatchNorm",
         keras="bnlearn.keras.GhostBatchNormalization",
     ),
@@ -196,7 +196,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=True,
         paper="ziaee2022batch",
         example=examples.channels,
-        layer=None,
+        layer=lambda: layers.BatchLayerNorm((C, LENGTH), 4, dtype=F64),
         torch="bnlearn.torch.BatchLayerNorm",
         keras="bnlearn.keras.BatchLayerNormalization",
     ),
@@ -210,7 +210,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=True,
         paper="lian2019revisit",
         example=examples.full,
-        layer=None,
+        layer=lambda: layers.FullNorm(C, dtype=F64),
         torch="bnlearn.torch.FullNorm",
         keras="bnlearn.keras.FullNormalization",
     ),
@@ -295,7 +295,7 @@ MEMBERS: tuple[Member, ...] = (
         paper="schneider2020improving",
         example=examples.adapted,
         layer=None,
-        torch="",
+        torch="bnlearn.torch.adapt_batch_norm",
         keras="",
         call=adaptive_batch_norm,
     ),
@@ -309,8 +309,8 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=True,
         paper="summers2020four",
         example=examples.weighing,
-        layer=None,
-        torch="",
+        layer=lambda: layers.ExampleWeighing(C, dtype=F64),
+        torch="bnlearn.torch.ExampleWeighing",
         keras="",
     ),
     Member(
@@ -351,7 +351,7 @@ MEMBERS: tuple[Member, ...] = (
         modes_differ=True,
         paper="miyato2018spectral",
         example=examples.singular,
-        layer=lambda: layers.SpectralNorm(linear(), rng=np.random.default_rng(1)),
+        layer=lambda: layers.SpectralNorm(linear(40), rng=np.random.default_rng(1)),
         torch="torch.nn.utils.parametrizations.spectral_norm",
         keras="keras.layers.SpectralNormalization",
     ),
@@ -368,7 +368,7 @@ MEMBERS: tuple[Member, ...] = (
         example=examples.steps_rnn,
         layer=lambda: layers.BatchNormRNN(C, HIDDEN, max_length=LENGTH, rng=np.random.default_rng(1), dtype=F64),
         torch="bnlearn.torch.BatchNormRNN",
-        keras="bnlearn.keras.BatchNormRNN",
+        keras="bnlearn.keras.BatchNormSimpleRNN",
     ),
     Member(
         name="batch_norm_lstm",
@@ -398,6 +398,6 @@ MEMBERS: tuple[Member, ...] = (
         example=examples.sequences,
         layer=lambda: layers.LayerNormLSTM(C, HIDDEN, rng=np.random.default_rng(1), dtype=F64),
         torch="bnlearn.torch.LayerNormLSTM",
-        keras="bnlearn.keras.LayerNormLSTM",
+        keras="bnlearn.keras.LayerNormLSTMCell",
     ),
 )

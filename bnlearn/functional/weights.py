@@ -225,8 +225,8 @@ def weight_standardization(
     dim : int, sequence of int or None
         The axis, or axes, of the outputs; None stands for one mean and variance for the whole weight.
     eps : float
-        Added to the variance, not negative. Libraries differ, from 1e-10 to 1e-4. The variance of a usual initial
-        weight is about one over the fan-in: eps is to be far below that.
+        Added to the variance, not negative. Libraries differ, and some add theirs to the standard deviation. The
+        variance of a usual initial weight is about one over the fan-in: eps is to be far below that.
 
     Returns
     -------

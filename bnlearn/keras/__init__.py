@@ -7,13 +7,33 @@ Importing this module imports Keras.
 from __future__ import annotations
 
 from bnlearn.keras._base import InstanceNormalization
+from bnlearn.keras.batch_layer import (
+    BatchLayerNormalization,
+)
+from bnlearn.keras.inference import (
+    adapt_batch_normalization,
+)
+from bnlearn.keras.recurrent import BatchNormLSTM, BatchNormSimpleRNN, LayerNormLSTMCell
+from bnlearn.keras.repairs import (
+    ExampleWeighing,
+    FullNormalization,
+    GhostBatchNormalization,
+)
 from bnlearn.keras.weights import WeightNormalization, WeightStandardization
 from bnlearn.keras.whitening import DecorrelatedBatchNormalization, IterativeNormalization
 
 __all__ = [
+    "BatchLayerNormalization",
+    "BatchNormLSTM",
+    "BatchNormSimpleRNN",
     "DecorrelatedBatchNormalization",
+    "ExampleWeighing",
+    "FullNormalization",
+    "GhostBatchNormalization",
     "InstanceNormalization",
     "IterativeNormalization",
+    "LayerNormLSTMCell",
     "WeightNormalization",
     "WeightStandardization",
+    "adapt_batch_normalization",
 ]

@@ -14,25 +14,39 @@ from bnlearn.layers._base import Layer
 from bnlearn.layers.activation import DynamicTanh, EvoNormS0, FilterResponseNorm, ThresholdedLinearUnit
 from bnlearn.layers.basic import Conv2d, Flatten, Linear, ReLU, Sigmoid, Tanh
 from bnlearn.layers.batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from bnlearn.layers.batch_layer import (
+    BatchLayerNorm,
+)
 from bnlearn.layers.instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from bnlearn.layers.recurrent import BatchNormLSTM, BatchNormRNN, LayerNormLSTM
+from bnlearn.layers.repairs import (
+    BatchRenorm,
+    ExampleWeighing,
+    FullNorm,
+    GhostBatchNorm,
+)
 from bnlearn.layers.sample import GroupNorm, LayerNorm, RMSNorm, UnitNorm
 from bnlearn.layers.sequential import Sequential
 from bnlearn.layers.weights import SpectralNorm, WeightNorm, WeightStandardization
 from bnlearn.layers.whitening import DecorrelatedBatchNorm, IterNorm
 
 __all__ = [
+    "BatchLayerNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
     "BatchNormLSTM",
     "BatchNormRNN",
+    "BatchRenorm",
     "Conv2d",
     "DecorrelatedBatchNorm",
     "DynamicTanh",
     "EvoNormS0",
+    "ExampleWeighing",
     "FilterResponseNorm",
     "Flatten",
+    "FullNorm",
+    "GhostBatchNorm",
     "GroupNorm",
     "InstanceNorm1d",
     "InstanceNorm2d",

@@ -62,15 +62,18 @@ class BatchLayerNorm(Layer):
     Examples
     --------
     >>> layer = BatchLayerNorm(2, batch_size=2)
-    >>> print(layer(np.array([[1.0, 10.0], [3.0, 30.0]])).round(2), layer.running_batch_mean)
-    [[-0.71 -0.  ]
-     [ 0.    0.71]] [ 2. 20.]
+    >>> print(layer(np.array([[1.0, 10.0], [3.0, 30.0]])).sum(axis=1).round(2), layer.running_batch_mean)
+    [-0.71  0.71] [ 2. 20.]
     """
 
     parameter_names = ("weight", "bias")
     buffer_names = (*(f"running_{name}" for name in STATISTICS), "num_batches_tracked")
-    weight: Any
+    weight: Any  # this and the next: arrays of shape (C,), or None where the layer has none
     bias: Any
+    running_batch_mean: Array
+    running_batch_var: Array
+    running_feature_mean: Array
+    running_feature_var: Array
 
     def __init__(
         self,
@@ -98,7 +101,10 @@ class BatchLayerNorm(Layer):
         self.bias = np.zeros(shape[0], dtype) if affine else None
         over_samples = (1, *shape[1:])
         self.running_batch_mean, self.running_batch_var = np.zeros(shape, dtype), np.ones(shape, dtype)
-        self.running_feature_mean, self.running_feature_var = np.zeros(over_samples, dtype), np.ones(over_samples, dtype)
+        self.running_feature_mean, self.running_feature_var = (
+            np.zeros(over_samples, dtype),
+            np.ones(over_samples, dtype),
+        )
         self.num_batches_tracked = np.zeros((), np.int64)
 
     def reset_running_stats(self) -> None:
@@ -111,10 +117,11 @@ class BatchLayerNorm(Layer):
         r"""Normalise ``x``, shape (N, C, \*spatial), and in training mode update the running statistics."""
         check_floats(x)
         if x.shape[1:] != self.normalized_shape:
-            raise ValueError(f"expected x of shape (N, {str(self.normalized_shape)[1:]}, got {x.shape}")
-        if not self.training and not len(x):
-            return x
+            raise ValueError(
+                f"expected x of shape (N, *normalized_shape), {('N', *self.normalized_shape)}, got {x.shape}"
+            )
         given = {} if self.training else {name: getattr(self, f"running_{name}") for name in self.running}
+        y: Array
         y, cache = batch_layer_norm(x, self.weight, self.bias, batch_size=self.batch_size, eps=self.eps, **given)
         if self.training:
             self._track(cache, len(x))

@@ -1,4 +1,4 @@
-r"""The repairs that stay with the batch, as layers: for x of shape (N, C, \*spatial) with any number of spatial axes."""
+r"""The repairs that stay with the batch, as layers, for x of shape (N, C, \*spatial) with any number of axes."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ class _Repair(_BatchNorm):
     def backward(self, dy: Array) -> Array:
         """The gradient with respect to ``x``, in the form (training or inference) of the last forward pass."""
         cache, backward = self._saved()
+        dx: Array
         dx, dgamma, dbeta = backward(dy, cache)
         self._keep_grads(weight=dgamma, bias=dbeta)
         return dx
@@ -57,9 +58,7 @@ class _Repair(_BatchNorm):
         return y, cache, batch_norm_backward
 
     def _by_running(self, x: Array) -> tuple[Array, Any, Backward]:
-        y, cache = batch_norm(
-            x, self.weight, self.bias, mean=self.running_mean, var=self.running_var, eps=self.eps
-        )
+        y, cache = batch_norm(x, self.weight, self.bias, mean=self.running_mean, var=self.running_var, eps=self.eps)
         return y, cache, batch_norm_backward
 
 
@@ -124,7 +123,7 @@ class BatchRenorm(_Repair):
         dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, bias=bias, dtype=dtype)
-        self.limits = {"warmup": warmup, "r_end": r_end, "d_end": d_end, "r_max": r_max, "d_max": d_max}
+        self.limits: dict[str, Any] = {"warmup": warmup, "r_end": r_end, "d_end": d_end, "r_max": r_max, "d_max": d_max}
         renorm_limits(0, **self.limits)  # raises now rather than in training
 
     def _by_batch(self, x: Array) -> tuple[Array, Any, Backward]:

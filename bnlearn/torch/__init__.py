@@ -7,20 +7,40 @@ running statistics takes its parameters and buffers, and the rules for them, fro
 
 from __future__ import annotations
 
+from bnlearn.torch.batch_layer import (
+    BatchLayerNorm,
+)
 from bnlearn.torch.distributed import SyncBatchNorm
+from bnlearn.torch.inference import (
+    ExampleWeighing,
+    adapt_batch_norm,
+)
 from bnlearn.torch.launch import torchrun
 from bnlearn.torch.recurrent import BatchNormLSTM, BatchNormRNN, LayerNormLSTM
+from bnlearn.torch.repairs import (
+    BatchRenorm,
+    FullNorm,
+    GhostBatchNorm,
+    MaskedBatchNorm,
+)
 from bnlearn.torch.weights import WeightStandardization, weight_standardization
 from bnlearn.torch.whitening import DecorrelatedBatchNorm, IterNorm
 
 __all__ = [
+    "BatchLayerNorm",
     "BatchNormLSTM",
     "BatchNormRNN",
+    "BatchRenorm",
     "DecorrelatedBatchNorm",
+    "ExampleWeighing",
+    "FullNorm",
+    "GhostBatchNorm",
     "IterNorm",
     "LayerNormLSTM",
+    "MaskedBatchNorm",
     "SyncBatchNorm",
     "WeightStandardization",
+    "adapt_batch_norm",
     "torchrun",
     "weight_standardization",
 ]

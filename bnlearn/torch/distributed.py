@@ -22,7 +22,8 @@ _DIGIT = 1 << 20
 def _merge_over(group: Any, own: Moments) -> Moments:
     """The moments of the batch of all processes of the group, each telling its ``own``, in one exchange."""
     digits = own.mean.new_tensor(divmod(own.n, _DIGIT))
-    message = torch.cat([digits, *own[1:]])
+    vectors: Any = own[1:]
+    message = torch.cat([digits, *vectors])
     received: Any = [torch.empty_like(message) for _ in range(dist.get_world_size(group))]
     dist.all_gather(received, message, group=group)
     channels = len(own.mean)

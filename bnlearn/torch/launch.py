@@ -9,6 +9,9 @@ from pathlib import Path
 
 __all__ = ["torchrun"]
 
+GRACE = 20.0
+"""Seconds that torchrun has to end its processes once it is asked to."""
+
 
 def _loopback() -> dict[str, str]:
     """What keeps gloo off the network: the name of the interface that leads to this machine itself."""
@@ -76,7 +79,7 @@ def _end(running: subprocess.Popen[str]) -> None:
     if running.poll() is None:
         running.terminate()
         try:
-            running.communicate(timeout=20)
+            running.communicate(timeout=GRACE)
         except subprocess.TimeoutExpired:
             running.kill()
             running.communicate()

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
 
 
 def randomise(model, seed: int):
-    """No gamma of one, no bias of zero, no fresh statistics: these would hide a mistake. Activations keep their size."""
+    """No gamma of one, no bias of zero, no fresh statistics: these would hide a mistake."""
     rng = np.random.default_rng(seed)
     named = {"running_var": (0.5, 2.0), "moving_variance": (0.5, 2.0), "gamma": (0.5, 1.5), "scale": (0.5, 1.5)}
 

@@ -56,6 +56,11 @@ def exercise(layer: Any, rng: np.random.Generator, *shapes: tuple[int, ...]) -> 
 
 # What to run for each exported name: a function that yields arrays.
 CASES: dict[str, Callable[[np.random.Generator], Iterator[Any]]] = {
+    "BatchNormLSTM": lambda rng: exercise(ours.BatchNormLSTM(3, max_length=9), rng, SEQUENCES),
+    "BatchNormSimpleRNN": lambda rng: exercise(
+        ours.BatchNormSimpleRNN(3, per_step=False, return_sequences=True), rng, SEQUENCES
+    ),
+    "LayerNormLSTMCell": lambda rng: exercise(keras.layers.RNN(ours.LayerNormLSTMCell(3)), rng, SEQUENCES),
     "DecorrelatedBatchNormalization": lambda rng: exercise(ours.DecorrelatedBatchNormalization(groups=2), rng, IMAGES),
     "InstanceNormalization": lambda rng: exercise(ours.InstanceNormalization(), rng, IMAGES),
     "IterativeNormalization": lambda rng: exercise(ours.IterativeNormalization(groups=2, iterations=4), rng, IMAGES),
