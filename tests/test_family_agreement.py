@@ -29,6 +29,11 @@ TO = {
 }
 
 
+def example_of(member, rng):
+    """The member's example; of sequences a short one, since what is traced is unrolled over the steps."""
+    return member.example(rng, 3) if member.acts_on == "sequences" else member.example(rng)
+
+
 def each(of):
     return pytest.mark.parametrize("member", of, ids=lambda member: member.name)
 
@@ -64,7 +69,7 @@ def inner(dy, y):
 @each(MEMBERS)
 def test_one_formula_in_every_library(member, library, rng):
     """Forwards and backwards, in float64, in arrays of the library that was asked."""
-    example = member.example(rng)
+    example = example_of(member, rng)
     y, cache = member(example.arrays, example.options)
     there, cache_there = member(convert(TO[library], example.arrays), example.options)
     kind = type(TO[library](np.zeros(1)))
@@ -80,7 +85,7 @@ def test_one_formula_in_every_library(member, library, rng):
 
 @each(DIFFERENTIABLE)
 def test_backward_is_torch_autograd(member, rng):
-    example = member.example(rng)
+    example = example_of(member, rng)
     arrays = convert(torch.tensor, example.arrays)
     wanted = {name: arrays[name] for name in example.gradients}
     for leaf in leaves(wanted):
@@ -96,7 +101,7 @@ def test_backward_is_torch_autograd(member, rng):
 @each(MEMBERS)
 def test_jax_jit_and_jax_grad(member, rng):
     """Traced, as it is used there; and one compilation is much faster than one for each operation."""
-    example = member.example(rng)
+    example = example_of(member, rng)
     y, cache = member(example.arrays, example.options)
     dy = upstream(y)
     names = example.gradients if member.backward else ()
@@ -122,7 +127,7 @@ def test_jax_jit_and_jax_grad(member, rng):
 
 @each([member for member in DIFFERENTIABLE if member.example(np.random.default_rng(0)).exact is not None])
 def test_backward_is_what_central_differences_say(member, rng):
-    example = member.example(rng)
+    example = example_of(member, rng)
     options = {**example.options, **example.exact}
     y, cache = member(example.arrays, options)
     dy = upstream(y)
@@ -142,7 +147,7 @@ def test_backward_is_what_central_differences_say(member, rng):
 @each(MEMBERS)
 def test_half_precision_is_rounded_once(member, dtype, rng):
     """Computed in float32, whatever comes in: a result in half precision is the float32 result, rounded."""
-    example = member.example(rng)
+    example = example_of(member, rng)
     rest = convert(lambda leaf: torch.tensor(leaf).float(), example.arrays)
     half = convert(lambda leaf: torch.tensor(leaf).to(dtype), example.arrays[example.subject])
     y, cache = member({**rest, example.subject: half}, example.options)
@@ -160,7 +165,7 @@ def test_half_precision_is_rounded_once(member, dtype, rng):
 
 @each(MEMBERS)
 def test_float32_stays_float32(member, rng):
-    example = member.example(rng)
+    example = example_of(member, rng)
     y, cache = member(convert(np.float32, example.arrays), example.options)
     assert {leaf.dtype for leaf in leaves(y)} == {np.dtype(np.float32)}
     if member.backward is not None:
@@ -170,7 +175,7 @@ def test_float32_stays_float32(member, rng):
 
 @each(MEMBERS)
 def test_nothing_is_changed_in_place(member, rng):
-    example = member.example(rng)
+    example = example_of(member, rng)
     before = convert(np.copy, example.arrays)
     y, cache = member(example.arrays, example.options)
     y_before = convert(np.copy, y)
@@ -210,7 +215,7 @@ def test_nan_goes_as_far_as_the_statistics_and_no_further(member, bad, rng):
 @each(MEMBERS)
 def test_torch_compile(member, rng):
     """In one graph, without a break."""
-    example = member.example(rng)
+    example = example_of(member, rng)
     arrays = convert(torch.tensor, example.arrays)
     function = member.function  # looked up outside: the compiler is to see the formula, not the registry
     y, _ = function(**arrays, **example.options)

@@ -10,10 +10,14 @@ import torch
 from torch import nn
 
 from bnlearn.convert._units import BATCH_NORM, Array, Change, State, Unit, number, plain, unsupported
+from bnlearn.torch import SyncBatchNorm
 
 __all__ = ["BATCH_NORMS", "units"]
 
-BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS: tuple[type[nn.Module], ...] = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.SyncBatchNorm, SyncBatchNorm),
+)
 CONVOLUTIONS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
 TRANSPOSED: dict[type[nn.Module], str] = {
     nn.ConvTranspose1d: "transposed conv1d",

@@ -173,7 +173,7 @@ def _counts(n: int | Mapping[str, int] | None, pairs: Sequence[Pair], problems: 
     if n is None:
         return {}
     norms = [(ours.name, theirs.name) for ours, theirs in pairs if ours.kind == BATCH_NORM]
-    stated = dict.fromkeys((name for _, name in norms), n) if isinstance(n, int) else dict(n)
+    stated = dict(n) if isinstance(n, Mapping) else dict.fromkeys((name for _, name in norms), n)
     unknown = set(stated) - {name for pair in norms for name in pair}
     if unknown and not problems:
         problems.append(f"n has {', '.join(map(repr, sorted(unknown)))}, which is no batch normalisation")
@@ -194,8 +194,6 @@ def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tup
             if neutral is None or np.any(given != neutral):
                 problems.append(f"{where}: the target has no place for {key}")
         elif own is not None and given is not None:
-            if own.shape != given.shape:
-                problems.append(f"{where} differ in the shape of {key}: {given.shape} and {own.shape}")
             arrays[key] = given
         elif own is not None and key != "num_batches_tracked":
             if neutral is None:

@@ -28,11 +28,6 @@ class Change(NamedTuple):
     before: Any
 
 
-def nothing(arrays: Mapping[str, Array], numbers: Mapping[str, Any]) -> list[Change]:
-    """No change at all."""
-    return []
-
-
 @dataclass(frozen=True)
 class Unit:
     """A layer, or one of the layers that it stands for (each direction of an LSTM, say).
@@ -70,7 +65,7 @@ class Unit:
     carried: Mapping[str, Any] = field(default_factory=dict)
     remarks: Mapping[str, Any] = field(default_factory=dict)
     biased: bool = False
-    changes: Callable[[Mapping[str, Array], Mapping[str, Any]], list[Change]] = nothing
+    changes: Callable[[Mapping[str, Array], Mapping[str, Any]], list[Change]] = lambda arrays, numbers: []
 
     @property
     def signature(self) -> tuple[str, tuple[int, ...]]:

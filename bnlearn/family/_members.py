@@ -296,7 +296,7 @@ MEMBERS: tuple[Member, ...] = (
         example=examples.adapted,
         layer=None,
         torch="bnlearn.torch.adapt_batch_norm",
-        keras="",
+        keras="bnlearn.keras.adapt_batch_normalization",
         call=adaptive_batch_norm,
     ),
     Member(
@@ -311,7 +311,7 @@ MEMBERS: tuple[Member, ...] = (
         example=examples.weighing,
         layer=lambda: layers.ExampleWeighing(C, dtype=F64),
         torch="bnlearn.torch.ExampleWeighing",
-        keras="",
+        keras="bnlearn.keras.ExampleWeighing",
     ),
     Member(
         name="weight_norm",

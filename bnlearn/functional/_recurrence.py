@@ -100,7 +100,7 @@ def by_batch(eps: float, mask: Array | None, given: tuple[Array, Array] | None) 
 
     def normalise(a: Array, gamma: Array | None, beta: Array | None, step: int) -> tuple[Array, BatchNormCache]:
         if given is None:
-            return batch_norm(a, gamma, beta, mask=some_real(mask, step), eps=eps)
+            return batch_norm(a, gamma, beta, mask=None if mask is None else mask[:, step, ...], eps=eps)
         row = min(step, given[0].shape[0] - 1)
         return batch_norm(a, gamma, beta, mean=given[0][row, ...], var=given[1][row, ...], eps=eps)
 
@@ -121,26 +121,14 @@ def shared(eps: float, mask: Array | None, given: tuple[Array, Array] | None) ->
     """Batch normalisation over the sequences and all their steps together."""
 
     def normalise(a: Array, gamma: Array | None, beta: Array | None, step: int) -> tuple[Array, BatchNormCache]:
-        flat, real = flatten(a), None
-        if given is None and mask is not None:
-            real = some_real(namespace(mask).reshape(mask, (-1, 1)), 0)
-        statistics = {} if given is None else {"mean": given[0][0, ...], "var": given[1][0, ...]}
-        y, cache = batch_norm(flat, gamma, beta, mask=real, eps=eps, **statistics)
+        if given is None:
+            real = None if mask is None else namespace(mask).reshape(mask, (-1,))
+            y, cache = batch_norm(flatten(a), gamma, beta, mask=real, eps=eps)
+        else:
+            y, cache = batch_norm(flatten(a), gamma, beta, mean=given[0][0, ...], var=given[1][0, ...], eps=eps)
         return namespace(a).reshape(y, (-1, *a.shape[1:])), cache
 
     return normalise
-
-
-def some_real(mask: Array | None, step: int) -> Array | None:
-    """The mask of one step; all True where no sequence is that long, so that its unused result is not NaN.
-
-    (A NaN that nobody uses is still NaN times zero to automatic differentiation.)
-    """
-    if mask is None:
-        return None
-    xp = namespace(mask)
-    real = mask[:, step, ...]
-    return xp.where(xp.sum(xp.astype(real, xp.int32)) > 0, real, xp.ones_like(real))
 
 
 def flatten(a: Array) -> Array:

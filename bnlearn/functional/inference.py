@@ -198,7 +198,7 @@ def adapt_statistics(
 
     ``N / (N + n) * source + n / (N + n) * target`` for the mean and for the variance alike, N being ``prior``
     (Schneider et al. 2020, equation 1). ``prior=0`` replaces the source's statistics: adaptive batch normalisation
-    (AdaBN; Li et al. 2017); ``prior=math.inf`` keeps them.
+    (AdaBN; Li et al. 2016); ``prior=math.inf`` keeps them.
 
     Parameters
     ----------

@@ -320,7 +320,7 @@ def batch_norm_lstm(
     -----
     At the first step ``W_hh h_0`` is the same for all sequences if ``h_0`` is zero: its variance is 0, and what stands
     for it in the gates is 0 whatever ``W_hh``. Where only one sequence is so long, its step is normalised by itself,
-    to zero.
+    to zero; where none is, the statistics are NaN, which no output and no gradient sees.
 
     Examples
     --------
@@ -374,7 +374,6 @@ def _batch_norm(
     columns = {"ih": cache.projected if per_step else [cache.projected]}
     columns |= {"hh": [step[1] for step in cache.steps]} if per_step else {}
     columns |= {"c": [step[2][-1] for step in cache.steps]} if "c" in widths else {}
-    # With a mask, steps that no sequence reaches were normalised by themselves and do not count.
     n = columns["ih"][0].n if mask is None else xp.sum(xp.astype(mask, xp.int32), axis=0)
     if mask is not None and not per_step:
         n = xp.reshape(xp.sum(n), (1,))

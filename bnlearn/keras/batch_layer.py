@@ -44,7 +44,7 @@ class BatchLayerNormalization(ChannelNormalization):
     --------
     >>> layer = BatchLayerNormalization(batch_size=2)
     >>> y = layer(keras.ops.convert_to_tensor([[1.0, 10.0], [3.0, 30.0]]), training=True)
-    >>> print(keras.ops.convert_to_numpy(layer.moving_batch_mean))
+    >>> print(layer.moving_batch_mean.numpy())
     [ 2. 20.]
     """
 
@@ -117,7 +117,7 @@ class BatchLayerNormalization(ChannelNormalization):
             if name.endswith("var"):  # unbiased; that of a single sample stays as it is
                 samples = ops.cast(n, own.dtype)
                 own = own * samples / ops.maximum(samples - 1, 1)
-            new = old + ops.cast(share, old.dtype) * (ops.cast(own, old.dtype) - old)
+            new = old + share * (ops.cast(own, old.dtype) - old)
             getattr(self, f"moving_{name}").assign(ops.moveaxis(new[None], 1, self.axis)[0])
         self.batches_seen.assign(batches)
 

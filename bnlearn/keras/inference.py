@@ -17,7 +17,7 @@ def adapt_batch_normalization(model: Any, batches: Iterable[Any], *, prior: floa
     """Replace the moving statistics of a trained model by those of another domain: adaptive batch normalisation.
 
     No label is needed and no weight changes: each batch normalisation in ``model`` gets the mean and variance that its
-    inputs have on the target's data (AdaBN; Li et al. 2017), or a mix of these with the old ones
+    inputs have on the target's data (AdaBN; Li et al. 2016), or a mix of these with the old ones
     (:func:`bnlearn.functional.adapt_statistics`; Schneider et al. 2020).
 
     Every layer sees inputs that the layers before it have normalised by the target's statistics as far as collected,
@@ -77,7 +77,7 @@ def adapt_batch_normalization(model: Any, batches: Iterable[Any], *, prior: floa
             layer.moving_variance.assign(variance)
 
     def watched(index: int) -> Callable[..., Any]:
-        call = layers[index].call
+        call: Callable[..., Any] = layers[index].call
 
         def collect_and_call(inputs: Any, *args: Any, mask: Any = None, **options: Any) -> Any:
             collect(index, inputs, mask)

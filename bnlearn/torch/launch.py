@@ -82,4 +82,7 @@ def _end(running: subprocess.Popen[str]) -> None:
             running.communicate(timeout=GRACE)
         except subprocess.TimeoutExpired:
             running.kill()
-            running.communicate()
+            running.wait()
+    for pipe in (running.stdout, running.stderr):
+        if pipe is not None:
+            pipe.close()  # not read to its end: a process that torchrun left behind may hold the other one

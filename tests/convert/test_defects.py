@@ -204,6 +204,17 @@ def test_tied_arrays_of_the_target(tools):
     assert torch.equal(untied[1].weight, tied[0].weight)
 
 
+def test_a_layer_used_twice_is_one(tools, rng):
+    shared, dense = nn.Linear(3, 3), L.Dense(3)
+    inner = keras.Sequential([keras.Input((3,)), dense])
+    theirs = keras.Sequential([keras.Input((3,)), inner, L.ReLU(), dense])
+    ours = tools.randomise(nn.Sequential(shared, nn.ReLU(), shared), 0)
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    report = transfer(ours, theirs, example=x)
+    assert len(report.moved) == 1
+    assert report.max_difference < 1e-5
+
+
 def test_skip_leaves_a_new_head_alone(tools):
     ours, theirs = source(nn.Conv2d(4, 9, 1)), target(L.Conv2D(5, 1, name="head"))
     head = theirs.layers[-1].kernel.numpy()

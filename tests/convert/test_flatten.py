@@ -210,6 +210,14 @@ class TestUnfolded:
             assert tools.keras_state(theirs) == before
         transfer(nn.Linear(7, 60), subclass, flatten={"dense": None})
 
+    def test_no_graph_and_nothing_to_permute(self, tools):
+        """What comes in is made into an image, and the convolution is as wide as the layer after it."""
+        theirs = Subclassed(L.Reshape((4, 5, 3)), L.Conv2D(6, 1), L.BatchNormalization())
+        theirs(np.zeros((2, 60), np.float32))
+        ours = nn.Sequential(nn.Unflatten(1, (3, 4, 5)), nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6))
+        transfer(tools.randomise(ours, 0), theirs)
+        np.testing.assert_array_equal(theirs.steps[2].gamma, ours[2].weight.detach())
+
 
 class TestStated:
     def test_the_shape(self, tools, rng):

@@ -32,7 +32,9 @@ def test_training_goes_on_as_it_would_have(tools, rng):
     np.testing.assert_allclose(layer.moving_variance.numpy() * n / (n - 1), ours.running_var, rtol=1e-5)
 
 
-@pytest.mark.parametrize("n", [20, {"BatchNorm2d": 20}, {"batch_normalization": 20}], ids=["all", "source", "target"])
+@pytest.mark.parametrize(
+    "n", [np.int64(20), {"BatchNorm2d": 20}, {"batch_normalization": 20}], ids=["all", "ours", "theirs"]
+)
 def test_the_variance_that_is_kept(tools, rng, n):
     """The outputs are compared before the correction, which changes them."""
     keras.utils.clear_session()

@@ -33,7 +33,7 @@ print("moved on", keras.backend.backend())
 """
 
 
-def test_a_small_network(backend="torch"):
-    environment = {**os.environ, "KERAS_BACKEND": backend, "OMP_NUM_THREADS": "1"}
+def test_a_small_network():
+    environment = {**os.environ, "KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.strip().endswith(f"moved on {backend}"), done.stderr[-2000:]
+    assert done.stdout.strip().endswith("moved on torch"), done.stderr[-2000:]

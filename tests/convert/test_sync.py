@@ -9,6 +9,7 @@ from bnlearn.convert import sync_batch_norm, transfer, unsync_batch_norm
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
 nn = torch.nn
+SyncBatchNorm = pytest.importorskip("bnlearn.torch").SyncBatchNorm
 
 
 def network():
@@ -40,12 +41,14 @@ def test_the_model_itself():
     assert type(unsync_batch_norm(made)) is nn.BatchNorm2d
 
 
-def test_a_layer_of_ones_own():
-    class SyncBatchNorm(nn.SyncBatchNorm):
-        pass
-
-    model = sync_batch_norm(network(), layer=SyncBatchNorm)
-    assert type(model[3]) is SyncBatchNorm
+def test_the_one_for_any_backend(tools):
+    model = tools.randomise(network(), 0)
+    before, x = model[1].weight, torch.randn(4, 3)
+    expected = model[:2](x)
+    sync_batch_norm(model, layer=SyncBatchNorm)
+    assert type(model[1]) is SyncBatchNorm
+    assert model[1].weight is before
+    torch.testing.assert_close(model[:2](x), expected)
     assert type(unsync_batch_norm(model)[3]) is nn.BatchNorm3d
 
 
@@ -59,8 +62,9 @@ def test_made_by_pytorch_needs_dims():
     assert type(unsync_batch_norm(model, dims=1)[1]) is nn.BatchNorm1d
 
 
-def test_a_synchronised_model_moves_to_keras(tools):
-    ours = sync_batch_norm(tools.randomise(nn.BatchNorm1d(3), 0))
+@pytest.mark.parametrize("layer", [nn.SyncBatchNorm, SyncBatchNorm], ids=["PyTorch's", "ours"])
+def test_a_synchronised_model_moves_to_keras(tools, layer):
+    ours = sync_batch_norm(tools.randomise(nn.BatchNorm1d(3), 0), layer=layer)
     theirs = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     transfer(ours, theirs)
     assert torch.equal(torch.tensor(theirs.layers[0].moving_mean.numpy()), ours.running_mean)

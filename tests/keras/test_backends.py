@@ -54,6 +54,16 @@ def exercise(layer: Any, rng: np.random.Generator, *shapes: tuple[int, ...]) -> 
     yield model.predict_on_batch(inputs)
 
 
+def adapted(rng: np.random.Generator) -> Iterator[Any]:
+    """The weights of a model adapted to other data, with a layer of Keras's and one of ours."""
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.BatchNormalization(), keras.layers.Dense(3), ours.FullNormalization()]
+    )
+    model.set_weights([rng.uniform(0.5, 2, w.shape).astype(w.dtype) for w in model.weights])
+    batches = [rng.standard_normal((size, 8)).astype("float32") for size in (6, 3)]
+    yield from ours.adapt_batch_normalization(model, batches, prior=2).get_weights()
+
+
 # What to run for each exported name: a function that yields arrays.
 CASES: dict[str, Callable[[np.random.Generator], Iterator[Any]]] = {
     "BatchNormLSTM": lambda rng: exercise(ours.BatchNormLSTM(3, max_length=9), rng, SEQUENCES),
@@ -68,6 +78,11 @@ CASES: dict[str, Callable[[np.random.Generator], Iterator[Any]]] = {
     "WeightStandardization": lambda rng: exercise(
         ours.WeightStandardization(keras.layers.Dense(4), scaled=True, gain=True), rng, FEATURES
     ),
+    "BatchLayerNormalization": lambda rng: exercise(ours.BatchLayerNormalization(batch_size=4), rng, IMAGES),
+    "ExampleWeighing": lambda rng: exercise(ours.ExampleWeighing(example_weight=0.3), rng, IMAGES),
+    "FullNormalization": lambda rng: exercise(ours.FullNormalization(axis=1), rng, SEQUENCES),
+    "GhostBatchNormalization": lambda rng: exercise(ours.GhostBatchNormalization(ghost_size=4), rng, FEATURES),
+    "adapt_batch_normalization": adapted,
 }
 
 

@@ -123,9 +123,7 @@ class TestErrors:
         with pytest.raises(RuntimeError, match=f"forward pass before {type(layer).__name__}"):
             layer.backward(np.zeros((2, 4, 3)))
         layer(np.ones((2, 4, 3)))
-        with pytest.raises(
-            ValueError, match=r"expected dy of the shape of x.* got \(\d, 4, 3\)|got \(15, 3\)|got \(5, 4, 3\)"
-        ):
+        with pytest.raises(ValueError, match=r"expected dy of the shape of x, .*, got \((5, 4|20), 3\)"):
             layer.backward(np.ones((5, 4, 3)))
 
     def test_arguments(self):

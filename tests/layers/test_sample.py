@@ -167,7 +167,7 @@ class TestErrors:
             with pytest.raises(ValueError, match=r"Expected more than 1 value per channel .* input size \[1, 4\]"):
                 layer(x)
         assert not ours(two).any()
-        assert not theirs(torch.tensor(two)).any()
+        assert theirs(torch.tensor(two)).abs().max() < 1e-3  # its variance is E[x^2] - E[x]^2, not quite zero
 
     def test_backward_before_forward(self):
         for layer in (LayerNorm(3), RMSNorm(3), GroupNorm(1, 3), UnitNorm()):

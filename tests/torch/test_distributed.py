@@ -485,11 +485,15 @@ class TestTorchrun:
 
     @pytest.mark.skipif(sys.platform == "win32", reason="a signal that a process ignores is no way to end it there")
     def test_a_torchrun_that_will_not_end_is_killed(self, monkeypatch):
+        """And nobody waits for what it leaves behind, which holds the pipe."""
         monkeypatch.setattr("bnlearn.torch.launch.GRACE", 0.5)
+        child = "import time; print(1, flush=True); time.sleep(20)"
         stubborn = (
-            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+            "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+            f"subprocess.run([sys.executable, '-c', {child!r}])"
         )
-        with subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, text=True) as running:
-            running.stdout.readline()
-            _end(running)
-            assert running.poll() == -9
+        running = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE, text=True)
+        assert running.stdout.readline() == "1\n"
+        _end(running)
+        assert running.poll() == -9
+        assert running.stdout.closed
