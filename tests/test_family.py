@@ -234,6 +234,9 @@ def test_tally_counts_each_kind():
     since(xp.where(a > 0, a, -a))
     assert spent == [12, 12, 12, 0, 12, 2 * 3 * 3 * 4, 27, 36]
     assert tally.reduced == 12
+    two = tally.wrap(np.full(2, 4.0))
+    np.testing.assert_array_equal((1 - two).value, [-3, -3])
+    np.testing.assert_array_equal((1 / two).value, [0.25, 0.25])
     assert isinstance(product, Counted)
     assert xp.float32 is np.float32
 

@@ -770,6 +770,7 @@ def test_shared_statistics_draw_the_footprints():
         (dot,) = axes.get_lines()
         (x,), (y,) = dot.get_data()
         row, channel = axes.get_yticks()[2], axes.get_xticks()[3]
+        assert (axes.yaxis_inverted(), axes.xaxis_inverted()) == (True, False)  # sample 0 at the top, channel 0 left
         assert (x, y) == pytest.approx((channel, row), abs=0.05)
     assert figure.get_suptitle() == "a title"
     assert texts(figure).count("sample") == 2

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from bnlearn.convert._flatten import Order, flat_orders
+from bnlearn.convert._own import ARRAYS, own_fixed, own_kind
 from bnlearn.convert._units import BATCH_NORM, Array, Change, Unit, number, plain, unsupported
 from bnlearn.keras import InstanceNormalization
 
@@ -115,6 +116,9 @@ def _units(name: str, layer: Any, order: Order, after: Order) -> Iterator[Unit]:
         yield _recurrent(name, layer)
     elif kind in NORMALISERS:
         yield _normaliser(name, layer, order)
+    elif (own := own_kind(layer)) is not None and order is None:
+        slots = {ARRAYS.get(weight.name, weight.name): Slot(weight) for weight in layer.weights}
+        yield _unit(name, layer, own, slots, fixed=own_fixed(layer))
     else:
         yield unsupported(name, word, f"no rule here moves its {', '.join(weight.name for weight in layer.weights)}")
 
@@ -130,9 +134,9 @@ def _unit(
 ) -> Unit:
     arrays = {key: None if slot.variable is None else slot.read(_values(slot.variable)) for key, slot in slots.items()}
     numbers: dict[str, Any] = {}
-    if kind in NORMALISERS.values():
+    if hasattr(layer, "epsilon") and "eps" not in slots:
         numbers["eps"] = float(layer.epsilon)
-    if kind == BATCH_NORM:
+    if hasattr(layer, "momentum"):
         numbers["momentum"] = _other(layer.momentum)
 
     def changes(values: Mapping[str, Array], carried: Mapping[str, Any]) -> list[Change]:

@@ -128,5 +128,5 @@ def _conflicts(source: Unit, target: Unit) -> list[str]:
     return [
         f"{where} differ in {key}: {value} and {target.fixed[key]}"
         for key, value in source.fixed.items()
-        if value != target.fixed[key]
+        if value != target.fixed.get(key, value)
     ]

@@ -16,8 +16,19 @@ import numpy as np
 
 from bnlearn.convert._models import Model, evaluating, is_keras, is_torch, open_model
 from bnlearn.convert._units import Array
-from bnlearn.layers import Conv2d, Flatten, Layer, Linear, ReLU, Sequential, Sigmoid, Tanh
-from bnlearn.layers.batch import _BatchNorm
+from bnlearn.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Tanh,
+)
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -25,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Exported", "to_onnx"]
 
 OPSET = 20
+BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)  # and no subclass, which may compute something else
 NORMALIZERS = {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization"}
 
 
@@ -236,7 +248,7 @@ def _add_layer(layer: Layer, x: str, add: Callable[..., str]) -> str:
         height, width = layer.padding
         inputs = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
         return add("Conv", x, *inputs, strides=layer.stride, pads=[height, width, height, width])
-    if isinstance(layer, _BatchNorm) and layer.running_mean is not None:
+    if isinstance(layer, BATCH_NORMS) and type(layer) in BATCH_NORMS and layer.running_mean is not None:
         ones, zeros = np.ones(layer.num_features), np.zeros(layer.num_features)
         return add(
             "BatchNormalization",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bnlearn.convert._own import own_fixed, own_kind, own_numbers
 from bnlearn.convert._units import BATCH_NORM, Array, Change, State, Unit, number, plain, unsupported
 from bnlearn.torch import SyncBatchNorm
 
@@ -65,7 +66,7 @@ def _units(name: str, module: nn.Module) -> Iterator[Unit]:
         word = "embedding"
     elif kind is nn.PReLU:
         word = "prelu"
-    elif kind in (nn.LayerNorm, nn.RMSNorm) and len(made.normalized_shape) == 1:
+    elif kind in (nn.LayerNorm, nn.RMSNorm):
         word, size = "layer norm" if kind is nn.LayerNorm else "rms norm", made.normalized_shape
         carried = {"eps": torch.finfo(torch.float32).eps if made.eps is None else made.eps}
     elif kind is nn.GroupNorm:
@@ -74,6 +75,8 @@ def _units(name: str, module: nn.Module) -> Iterator[Unit]:
         word, size = "group norm", (made.num_features,)
         fixed, carried = {"groups": made.num_features}, {"eps": made.eps}
         arrays = {"weight": arrays["weight"], "bias": arrays["bias"]}
+    elif (ours := own_kind(module)) is not None:
+        word, fixed, carried = ours, own_fixed(made), own_numbers(made)
     else:
         yield unsupported(name, layer, f"no rule here moves its {', '.join(present)}")
         return

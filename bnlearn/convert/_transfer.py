@@ -194,6 +194,8 @@ def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tup
             if neutral is None or np.any(given != neutral):
                 problems.append(f"{where}: the target has no place for {key}")
         elif own is not None and given is not None:
+            if own.shape != given.shape:
+                problems.append(f"{where} differ in the shape of {key}: {given.shape} and {own.shape}")
             arrays[key] = given
         elif own is not None and key != "num_batches_tracked":
             if neutral is None:
@@ -210,9 +212,11 @@ def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tup
             notes.append(f"running_var times {factor:.6g}, for n = {n}")
     numbers = {}
     for key, value in source.carried.items():
+        if key not in target.carried or value == target.carried[key]:
+            continue
         if value is None:
             notes.append(f"momentum stays {target.carried[key]:g}: the source averages over all batches")
-        elif value != target.carried[key]:
+        else:
             numbers[key] = value
             notes.append(f"{key} {_short(target.carried[key])} -> {_short(value)}")
     if _pads_differently(source, target):

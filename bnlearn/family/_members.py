@@ -155,8 +155,8 @@ MEMBERS: tuple[Member, ...] = (
         paper="huang2017arbitrary",
         example=examples.styled,
         layer=None,
-        torch="bnlearn.functional.adaptive_instance_norm",
-        keras="bnlearn.functional.adaptive_instance_norm",
+        torch="bnlearn.torch.AdaptiveInstanceNorm",
+        keras="bnlearn.keras.AdaptiveInstanceNormalization",
     ),
     Member(
         name="batch_renorm",
@@ -222,7 +222,7 @@ MEMBERS: tuple[Member, ...] = (
         learned=_AFFINE,
         depends_on_batch=True,
         modes_differ=True,
-        paper="chan1983algorithms",
+        paper="peng2018megdet",
         example=examples.shards,
         layer=None,
         torch="bnlearn.torch.SyncBatchNorm",
@@ -286,7 +286,7 @@ MEMBERS: tuple[Member, ...] = (
     ),
     Member(
         name="adapt_statistics",
-        title="Adaptive batch normalisation",
+        title="Adapted statistics (AdaBN)",
         acts_on="statistics",
         over=("N", "L"),
         learned=(),

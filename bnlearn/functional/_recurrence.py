@@ -283,11 +283,9 @@ def unroll_backward(dy: Array, cache: RecurrentCache, dstate: Sequence[Array] | 
 
     dz = xp.stack(dz_all[::-1], axis=1)
     da, dgamma_ih, _ = undo(dz, cache.projected)
-    dx = xp.matmul(da, weights.ih)
-    dx = dx if cache.mask is None else xp.where(cache.mask, dx, xp.zeros_like(dx))
     summed = {name: reduce(add, collected) if collected else None for name, collected in sums.items()}
     return RecurrentGradients(
-        x=xp.astype(dx, dy.dtype),
+        x=xp.astype(xp.matmul(da, weights.ih), dy.dtype),
         weight_ih=xp.matmul(xp.permute_dims(flatten(da), (1, 0)), flatten(cache.x)),
         bias=xp.sum(dz, axis=(0, 1)),
         gamma_ih=dgamma_ih,

@@ -74,8 +74,8 @@ def iter_norm(
 
     The product P S_N is carried along with its own recursion (:func:`iter_norm_backward` states it) instead of being
     formed anew from P: the same numbers and the same work in exact arithmetic, but rounding errors are not amplified
-    from step to step (Guo and Higham 2006), so that more steps do no harm. As it stands in the paper the iteration is
-    unstable: the chapter on whitening runs it until it diverges.
+    from step to step (the coupled form of Higham 1997), so that more steps do no harm. As it stands in the paper the
+    iteration is unstable (Guo and Higham 2006): the chapter on whitening runs it until it diverges.
 
     Parameters
     ----------

@@ -19,20 +19,32 @@ from bnlearn.keras.repairs import (
     FullNormalization,
     GhostBatchNormalization,
 )
+from bnlearn.keras.sample import (
+    AdaptiveInstanceNormalization,
+    DynamicTanh,
+    EvoNormS0,
+    FilterResponseNormalization,
+    ThresholdedLinearUnit,
+)
 from bnlearn.keras.weights import WeightNormalization, WeightStandardization
 from bnlearn.keras.whitening import DecorrelatedBatchNormalization, IterativeNormalization
 
 __all__ = [
+    "AdaptiveInstanceNormalization",
     "BatchLayerNormalization",
     "BatchNormLSTM",
     "BatchNormSimpleRNN",
     "DecorrelatedBatchNormalization",
+    "DynamicTanh",
+    "EvoNormS0",
     "ExampleWeighing",
+    "FilterResponseNormalization",
     "FullNormalization",
     "GhostBatchNormalization",
     "InstanceNormalization",
     "IterativeNormalization",
     "LayerNormLSTMCell",
+    "ThresholdedLinearUnit",
     "WeightNormalization",
     "WeightStandardization",
     "adapt_batch_normalization",

@@ -18,7 +18,7 @@ from bnlearn.layers.batch_layer import (
     BatchLayerNorm,
 )
 from bnlearn.layers.instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
-from bnlearn.layers.recurrent import BatchNormLSTM, BatchNormRNN, LayerNormLSTM
+from bnlearn.layers.recurrent import LSTM, BatchNormLSTM, BatchNormRNN, LayerNormLSTM
 from bnlearn.layers.repairs import (
     BatchRenorm,
     ExampleWeighing,
@@ -31,6 +31,7 @@ from bnlearn.layers.weights import SpectralNorm, WeightNorm, WeightStandardizati
 from bnlearn.layers.whitening import DecorrelatedBatchNorm, IterNorm
 
 __all__ = [
+    "LSTM",
     "BatchLayerNorm",
     "BatchNorm1d",
     "BatchNorm2d",

@@ -56,7 +56,7 @@ class _Recurrent(Layer):
         sites: tuple[str, ...],
         rows: int | None,
         scale: float,
-        eps: float,
+        eps: float | None,
         return_sequences: bool,
         rng: np.random.Generator,
         dtype: DTypeLike,
@@ -91,7 +91,7 @@ class _Recurrent(Layer):
             affine["beta_c"] = self.norms["c"].bias
         weights = self.weight_ih_l0, self.weight_hh_l0, self.bias_l0
         y: Array
-        y, cache = self._functions[0](x, *weights, **affine, mask=mask, eps=self.eps, **self._options())
+        y, cache = self._functions[0](x, *weights, **affine, mask=mask, **self._options())
         if self.training:
             self._track(cache)
         self._cache = cache, y.shape
@@ -114,7 +114,7 @@ class _Recurrent(Layer):
 
     def _options(self) -> dict[str, Any]:
         """What the subclass's function takes besides."""
-        return {}
+        return {} if self.eps is None else {"eps": self.eps}
 
     def _track(self, cache: RecurrentCache) -> None:
         """Update what is remembered of this batch."""
@@ -129,7 +129,51 @@ class _Recurrent(Layer):
 
     def extra_repr(self) -> str:
         """The arguments."""
-        return f"{self.input_size}, {self.hidden_size}, bias={self.bias_l0 is not None}, eps={self.eps}"
+        eps = "" if self.eps is None else f", eps={self.eps}"
+        return f"{self.input_size}, {self.hidden_size}, bias={self.bias_l0 is not None}{eps}"
+
+
+class LSTM(_Recurrent):
+    """The plain LSTM, to compare the others with: ``torch.nn.LSTM(batch_first=True)``, one layer in one direction.
+
+    Parameters
+    ----------
+    input_size, hidden_size, bias, return_sequences, rng, dtype
+        As :class:`LayerNormLSTM`.
+
+    Attributes
+    ----------
+    weight_ih_l0, weight_hh_l0, bias_l0 : array, shape (4H, F), (4H, H), (4H,)
+        Named as in ``torch.nn.LSTM``, whose two biases are one here, their sum.
+
+    Examples
+    --------
+    >>> LSTM(3, 4, rng=np.random.default_rng(0))(np.ones((2, 5, 3), np.float32)).shape
+    (2, 5, 4)
+    """
+
+    _functions = functional.lstm, functional.lstm_backward
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        return_sequences: bool = True,
+        rng: np.random.Generator,
+        dtype: DTypeLike = np.float32,
+    ) -> None:
+        super().__init__(
+            *(input_size, hidden_size, bias),
+            sites=(),
+            rows=None,
+            scale=1.0,
+            eps=None,
+            return_sequences=return_sequences,
+            rng=rng,
+            dtype=dtype,
+        )
 
 
 class LayerNormLSTM(_Recurrent):
@@ -277,10 +321,11 @@ class BatchNormLSTM(_Recurrent):
         )
 
     def _options(self) -> dict[str, Any]:
+        options = {**super()._options(), "per_step": self.per_step}
         if self.training:
-            return {"per_step": self.per_step}
+            return options
         statistics = {site: StepStatistics(norm.running_mean, norm.running_var) for site, norm in self.norms.items()}
-        return {"per_step": self.per_step, "statistics": statistics}
+        return {**options, "statistics": statistics}
 
     def _track(self, cache: RecurrentCache) -> None:
         new = {

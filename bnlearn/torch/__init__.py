@@ -23,22 +23,36 @@ from bnlearn.torch.repairs import (
     GhostBatchNorm,
     MaskedBatchNorm,
 )
+from bnlearn.torch.sample import (
+    AdaptiveInstanceNorm,
+    DynamicTanh,
+    EvoNormS0,
+    FilterResponseNorm,
+    ThresholdedLinearUnit,
+    UnitNorm,
+)
 from bnlearn.torch.weights import WeightStandardization, weight_standardization
 from bnlearn.torch.whitening import DecorrelatedBatchNorm, IterNorm
 
 __all__ = [
+    "AdaptiveInstanceNorm",
     "BatchLayerNorm",
     "BatchNormLSTM",
     "BatchNormRNN",
     "BatchRenorm",
     "DecorrelatedBatchNorm",
+    "DynamicTanh",
+    "EvoNormS0",
     "ExampleWeighing",
+    "FilterResponseNorm",
     "FullNorm",
     "GhostBatchNorm",
     "IterNorm",
     "LayerNormLSTM",
     "MaskedBatchNorm",
     "SyncBatchNorm",
+    "ThresholdedLinearUnit",
+    "UnitNorm",
     "WeightStandardization",
     "adapt_batch_norm",
     "torchrun",

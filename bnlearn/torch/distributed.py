@@ -70,8 +70,8 @@ class SyncBatchNorm(_BatchNorm):
     r"""Batch normalisation by the statistics of the batch of all processes, for CPU tensors too.
 
     ``torch.nn.SyncBatchNorm`` refuses tensors on the CPU, and ``DistributedDataParallel`` refuses models on the CPU
-    that contain it. This one takes part in any process group of ``torch.distributed`` (gloo, NCCL, ...), and is
-    otherwise used like it: convert the model, then wrap it.
+    that contain it. This one asks nothing of the backend but ``all_gather`` and ``all_reduce`` (tested with gloo), and
+    is otherwise used like it: convert the model, then wrap it.
 
     Parameters
     ----------

@@ -12,6 +12,7 @@ from bnlearn.convert import transfer
 
 torch = pytest.importorskip("torch")
 keras = pytest.importorskip("keras")
+ours_torch, ours_keras = pytest.importorskip("bnlearn.torch"), pytest.importorskip("bnlearn.keras")
 nn, L = torch.nn, keras.layers
 
 
@@ -26,6 +27,14 @@ def target(*more, shape=(6, 7, 3)):
 
 def dense(width, **arguments):
     return keras.Sequential([keras.Input((3,)), L.Dense(width, name="dense", **arguments)])
+
+
+def whitened():
+    return keras.Sequential([keras.Input((6,)), ours_keras.IterativeNormalization(groups=3, name="iter")])
+
+
+def filtered():
+    return keras.Sequential([keras.Input((4, 6)), ours_keras.FilterResponseNormalization(name="frn")])
 
 
 CASES = {
@@ -52,6 +61,14 @@ CASES = {
     "groups of a norm": (
         lambda: (nn.GroupNorm(2, 6), keras.Sequential([keras.Input((5, 6)), L.GroupNormalization(3, name="gn")])),
         "'GroupNorm' .* and target layer 'gn' .* differ in groups: 2 and 3",
+    ),
+    "groups of whitening": (
+        lambda: (ours_torch.IterNorm(6, num_groups=2), whitened()),
+        "'IterNorm' .* and target layer 'iter' .* differ in groups: 2 and 3",
+    ),
+    "eps that only one side learns": (
+        lambda: (ours_torch.FilterResponseNorm(6, learn_eps=True), filtered()),
+        "'FilterResponseNorm' .* and target layer 'frn' .*: the target has no place for eps",
     ),
     "direction": (
         lambda: (nn.LSTM(3, 5), keras.Sequential([keras.Input((4, 3)), L.LSTM(5, go_backwards=True, name="rnn")])),
@@ -122,7 +139,10 @@ UNSUPPORTED = {
     "lazy": (lambda: nn.LazyBatchNorm1d(), "it has no shape yet; call the model on one example"),
     "projection": (lambda: nn.LSTM(3, 5, proj_size=2), "'LSTM:l0' .*it has a projection"),
     "embedding that renormalises": (lambda: nn.Embedding(3, 4, max_norm=1.0), "no rule here moves its weight"),
-    "layer norm over two axes": (lambda: nn.LayerNorm((3, 4)), "no rule here moves its weight, bias"),
+    "NumPy layer with parts": (
+        lambda: layers.LayerNormLSTM(3, 4, rng=np.random.default_rng(0)),
+        "'LayerNormLSTM' .*no rule here moves its state",
+    ),
     "instance norm with statistics": (
         lambda: nn.InstanceNorm1d(3, track_running_stats=True),
         "no rule here moves its running_mean",

@@ -82,6 +82,7 @@ def test_momentum_none_has_no_counterpart(tools):
     report = transfer(tools.randomise(ours, 0), theirs)
     assert theirs.layers[0].momentum == 0.99
     assert any("averages over all batches" in note for note in report.moved[0].notes)
+    assert transfer(ours, nn.BatchNorm2d(3, momentum=None)).moved[0].notes == ()
     transfer(theirs, ours)
     assert ours.momentum == 0.01
 

@@ -417,7 +417,7 @@ class TestIdentities:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_automatic_differentiation_beside_nan_padding(self, rng, kind):
-        """Where no sequence is real the statistics are NaN, and NaN times zero is NaN: nothing of it may come through."""
+        """Where no sequence is real the statistics are NaN, and NaN times zero is NaN: none of it may come through."""
         case = Case(kind, rng, masked=True)
         case.mask = np.concatenate([case.mask[:, :3], np.zeros((N, 1), bool)], axis=1)
         expected = named(case.gradients())

@@ -330,6 +330,20 @@ class TestSyncBatchNorm:
         _, plain = batch_norm(d["x"], d["gamma"], d["beta"])
         close(joined(dxs), batch_norm_backward(d["dy"], plain)[0])
 
+    def test_compiled_by_torch_without_a_break(self, rng):
+        d = {name: torch.tensor(value) for name, value in made(rng, (12, 3)).items()}
+
+        @torch.compile(fullgraph=True, backend="aot_eager")
+        def both_ways(x, dy, gamma, beta):
+            ys, cache = sync_batch_norm(x.split((5, 7)), gamma, beta)
+            dxs, *gradients = sync_batch_norm_backward(dy.split((5, 7)), cache)
+            return torch.cat(ys), torch.cat(dxs), *gradients
+
+        y, cache = batch_norm(d["x"], d["gamma"], d["beta"])
+        expected = y, *batch_norm_backward(d["dy"], cache)
+        for found, value in zip(both_ways(d["x"], d["dy"], d["gamma"], d["beta"]), expected, strict=True):
+            close(found, value.numpy())
+
     def test_dx_sums_to_zero_over_all_shards_and_not_over_each(self, rng):
         d = made(rng, (12, 3))
         _, cache = sync_batch_norm(split(d["x"], (5, 7)), d["gamma"], d["beta"], eps=0.0)

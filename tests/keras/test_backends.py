@@ -51,7 +51,8 @@ def exercise(layer: Any, rng: np.random.Generator, *shapes: tuple[int, ...]) -> 
     if layer.trainable_weights:  # the gradient, through the backend's own differentiation
         model.train_on_batch(inputs, rng.standard_normal(y.shape).astype("float32"))
         yield from layer.get_weights()
-    yield model.predict_on_batch(inputs)
+    else:
+        yield model.predict_on_batch(inputs)
 
 
 def adapted(rng: np.random.Generator) -> Iterator[Any]:
@@ -72,7 +73,14 @@ CASES: dict[str, Callable[[np.random.Generator], Iterator[Any]]] = {
     ),
     "LayerNormLSTMCell": lambda rng: exercise(keras.layers.RNN(ours.LayerNormLSTMCell(3)), rng, SEQUENCES),
     "DecorrelatedBatchNormalization": lambda rng: exercise(ours.DecorrelatedBatchNormalization(groups=2), rng, IMAGES),
+    "AdaptiveInstanceNormalization": lambda rng: exercise(ours.AdaptiveInstanceNormalization(), rng, IMAGES, SEQUENCES),
+    "DynamicTanh": lambda rng: exercise(ours.DynamicTanh(), rng, SEQUENCES),
+    "EvoNormS0": lambda rng: exercise(ours.EvoNormS0(2), rng, IMAGES),
+    "FilterResponseNormalization": lambda rng: exercise(
+        ours.FilterResponseNormalization(learn_epsilon=True), rng, IMAGES
+    ),
     "InstanceNormalization": lambda rng: exercise(ours.InstanceNormalization(), rng, IMAGES),
+    "ThresholdedLinearUnit": lambda rng: exercise(ours.ThresholdedLinearUnit(), rng, IMAGES),
     "IterativeNormalization": lambda rng: exercise(ours.IterativeNormalization(groups=2, iterations=4), rng, IMAGES),
     "WeightNormalization": lambda rng: exercise(ours.WeightNormalization(keras.layers.Conv2D(3, 2)), rng, IMAGES),
     "WeightStandardization": lambda rng: exercise(

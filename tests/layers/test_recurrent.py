@@ -8,9 +8,16 @@ import pickle
 import numpy as np
 import pytest
 
-from bnlearn.functional import StepStatistics, batch_norm_lstm, batch_norm_rnn, layer_norm_lstm, update_running_steps
+from bnlearn.functional import (
+    StepStatistics,
+    batch_norm_lstm,
+    batch_norm_rnn,
+    layer_norm_lstm,
+    lstm,
+    update_running_steps,
+)
 from bnlearn.gradcheck import check_layer
-from bnlearn.layers import BatchNormLSTM, BatchNormRNN, LayerNormLSTM, Linear, Sequential
+from bnlearn.layers import LSTM, BatchNormLSTM, BatchNormRNN, LayerNormLSTM, Linear, Sequential
 
 N, L, F, H = 6, 4, 3, 2
 MAKE = {
@@ -160,9 +167,7 @@ class TestRunningStatistics:
 
     def test_one_sequence(self, rng, name):
         layer = make(name, rng)
-        with pytest.raises(
-            ValueError, match=r"more than 1 value per channel.*got input size \(1, 4, 3\)"
-        ):
+        with pytest.raises(ValueError, match=r"more than 1 value per channel.*got input size \(1, 4, 3\)"):
             layer(np.zeros((1, L, F)))
         assert layer.eval()(np.zeros((1, L, F))).shape == (1, L, H)
 
@@ -199,6 +204,20 @@ def test_layer_norm_lstm_is_its_function(rng):
     np.testing.assert_array_equal(layer.eval()(x[:1]), layer_norm_lstm(x[:1], *weights, *gammas, eps=1e-3)[0])
     assert "norm_ih.bias" not in layer.state_dict()
     assert LayerNormLSTM(F, H, rng=rng).norms["ih"].weight.tolist() == [1] * 8
+
+
+def test_plain_lstm(rng):
+    layer, x = randomise(LSTM(F, H, rng=rng, dtype=np.float64), rng), rng.standard_normal((N, L, F))
+    mask = np.arange(L) < np.array([4, 3, 2, 4, 3, 3])[:, None]
+    weights = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_l0
+    np.testing.assert_array_equal(layer(x, mask), lstm(x, *weights, mask=mask)[0])
+    errors = check_layer(layer, x, rng)
+    assert set(errors) == {"x", "weight_ih_l0", "weight_hh_l0", "bias_l0"}
+    assert max(errors.values()) < 1e-6
+    assert repr(layer) == "LSTM(3, 2, bias=True)"
+    last = LSTM(F, H, False, return_sequences=False, rng=rng)
+    assert last(x.astype(np.float32)).shape == (N, H)
+    assert "bias_l0" not in last.state_dict()
 
 
 def test_without_bias(rng):
