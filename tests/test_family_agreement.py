@@ -31,7 +31,7 @@ TO = {
 
 def example_of(member, rng):
     """The member's example; of sequences a short one, since what is traced is unrolled over the steps."""
-    return member.example(rng, 3) if member.acts_on == "sequences" else member.example(rng)
+    return member.example(rng, 2) if member.acts_on == "sequences" else member.example(rng)
 
 
 def each(of):

@@ -271,7 +271,6 @@ def _normaliser(name: str, layer: Any, order: Order) -> Unit:
     channels = variable.shape[0]
     fixed = {}
     if kind == "group norm":
-        groups = getattr(layer, "groups", -1)
-        fixed = {"groups": channels if groups == -1 else groups}
+        fixed = {"groups": getattr(layer, "groups", channels)}
     slots = {key: _permuted(slot, order, 0) for key, slot in slots.items()}
     return _unit(name, layer, kind, slots, (channels,), fixed)

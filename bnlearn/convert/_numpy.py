@@ -46,8 +46,6 @@ def _leaves(name: str, layer: Layer) -> list[tuple[str, Layer]]:
     kept = layer._named(layer.parameter_names + layer.buffer_names)
     inner = [leaf for key, child in children.items() for leaf in _leaves(f"{name}.{key}" if name else key, child)]
     return [*itself, *inner] if kept else inner
-        leaf for key, child in children.items() for leaf in _leaves(f"{name}.{key}" if name else key, child)
-    ]
 
 
 def _unit(name: str, layer: Layer) -> Unit:

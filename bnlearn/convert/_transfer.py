@@ -97,7 +97,7 @@ def transfer(
     skip : collection of str
         Layers of either side to leave alone (a new head, say), or what they are inside of.
     n : int or mapping of str to int, optional
-        Values per channel in the source's training batches (N times the positions), of all normalisation layers or by
+        Values per channel in the source's training batches (N times the positions), of all batch normalisations or by
         the name of the layer on either side: PyTorch keeps the UNBIASED running variance, Keras the biased one, and
         ``n`` turns one into the other (see :func:`values_per_channel`). Without, the variance stays as it is, which is
         what keeps the outputs equal.
@@ -126,6 +126,11 @@ def transfer(
 
     Notes
     -----
+    What moves: linear layers, convolutions (1 to 3 axes; grouped, transposed, depthwise, separable), embeddings, PReLU,
+    LSTM, GRU and simple recurrent layers, batch, layer, RMS, group and instance normalisation, and most layers that
+    :mod:`bnlearn.torch`, :mod:`bnlearn.keras` and :mod:`bnlearn.layers` add (their variance as it is). A subclass of
+    a known layer is unknown: it may compute something else.
+
     Without an example, layers of the same kind and size that stand in another order on both sides are only found out
     where others around them betray it, and what has no state (activations, padding, pooling) is not looked at. Give
     one.
@@ -187,9 +192,11 @@ def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tup
     arrays: dict[str, Array] = {}
     corrected: dict[str, Array] = {}
     notes: list[str] = []
-    for key, own in target.arrays.items():
-        given = source.arrays.get(key)
+    for key in {**target.arrays, **source.arrays}:
+        own, given = target.arrays.get(key), source.arrays.get(key)
         neutral = {"weight": 1.0, "bias": 0.0}.get(key)
+        if key == "num_batches_tracked" and (own is None or given is None):
+            continue
         if own is None and given is not None:
             if neutral is None or np.any(given != neutral):
                 problems.append(f"{where}: the target has no place for {key}")
@@ -197,7 +204,7 @@ def _plan(source: Unit, target: Unit, n: int | None, problems: list[str]) -> tup
             if own.shape != given.shape:
                 problems.append(f"{where} differ in the shape of {key}: {given.shape} and {own.shape}")
             arrays[key] = given
-        elif own is not None and key != "num_batches_tracked":
+        elif own is not None:
             if neutral is None:
                 problems.append(f"{where}: the source has no {key}")
             else:

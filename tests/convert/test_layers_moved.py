@@ -68,6 +68,11 @@ CASES = {
     "instance norm": lambda: twins(
         shape=(4, 5, 3), ours=nn.InstanceNorm2d(3, affine=True), theirs=[L.GroupNormalization(-1)]
     ),
+    "instance norm of ours": lambda: twins(
+        shape=(4, 5, 3),
+        ours=nn.InstanceNorm2d(3, affine=True),
+        theirs=[pytest.importorskip("bnlearn.keras").InstanceNormalization()],
+    ),
     "lstm": lambda: twins(
         shape=(4, 3), ours=nn.LSTM(3, 5, batch_first=True), theirs=[L.LSTM(5, return_sequences=True)]
     ),

@@ -249,3 +249,15 @@ def test_a_mask_of_another_shape(wrong):
         ValueError, match=r"expected mask of shape \(4, 2\), \(N, \*spatial\) for x with shape \(4, 3, 2\)"
     ):
         batch_norm(np.zeros((4, 3, 2)), mask=np.ones(wrong, bool))
+
+
+def test_under_torch_compile_the_count_stays_a_tensor(rng, monkeypatch):
+    """Asking for its value would break the graph."""
+    d = {name: torch.tensor(value) for name, value in made(rng, (6, 3, 4)).items()}
+    _, cache = batch_norm(d["x"], mask=d["mask"])
+    given = (torch.zeros(3).double(), torch.ones(3).double(), cache.mean, cache.var, cache.n)
+    eager = update_running(*given)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "__index__", lambda self: pytest.fail("asked for"))
+    for ours, expected in zip(update_running(*given), eager, strict=True):
+        close(ours, expected)

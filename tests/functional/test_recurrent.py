@@ -467,6 +467,10 @@ class TestIdentities:
         case.mask[-1, 2:] = False
         _, cache = case.run(case.arrays)
         np.testing.assert_array_equal(cache.statistics["hh"].n, [N, N, N - 1, N - 1])
+        _, pooled = batch_norm_rnn(
+            *(rng.standard_normal(s) for s in [(N, L, F), (H, F), (H, H)]), per_step=False, mask=case.mask
+        )
+        np.testing.assert_array_equal(pooled.statistics["ih"].n, [N * L - 2])
         alone = case.arrays["x"][:-1] @ case.arrays["weight_ih"].T
         assert_close(cache.statistics["ih"].mean[2:], alone.mean(axis=0)[2:], 1e-12)
 
