@@ -18,7 +18,17 @@ CHAPTERS = [
     "31_from_scratch",
     "41_pytorch",
     "42_keras_tensorflow",
+    "43_moving_models",
+    "44_across_processes",
     "61_limits",
+    "71_one_picture",
+    "72_batch_free",
+    "73_batch_aware",
+    "74_weight_space",
+    "75_style",
+    "76_sequences",
+    "77_whitening",
+    "78_norm_free",
 ]
 UNCOMPARED = {
     "42_keras_tensorflow": 1,  # trains on MNIST where its files are, and says so where they are not
