@@ -71,7 +71,7 @@ def to_onnx(model: Model, example: Any, path: str | Path, *, fold: bool = True, 
     model : torch.nn.Module, keras.Model or bnlearn.layers.Layer
         Of one input and one output. Its modes and statistics stay. A NumPy Sequential may hold the layers of
         :mod:`bnlearn.layers` up to Flatten, the activations and batch normalisation. Keras's own export needs
-        ``tf2onnx`` on the TensorFlow and JAX backends.
+        ``tf2onnx`` on the TensorFlow backend, ``jax2onnx`` on JAX, neither on PyTorch.
     example : array
         An input, its first axis the batch, whose size stays free in the file.
     path : str or path
@@ -198,8 +198,9 @@ def _write_keras(model: Any, x: Array, path: Path) -> None:
             model.export(path, format="onnx", verbose=False)
     except ImportError as error:
         raise ImportError(
-            "Keras writes ONNX with tf2onnx on this backend: install it, or set KERAS_BACKEND=torch before Keras is "
-            "imported, or move the state to a PyTorch twin with transfer and export that"
+            "Keras writes ONNX with another package on this backend (tf2onnx for TensorFlow, jax2onnx for JAX): "
+            "install it, or set KERAS_BACKEND=torch before Keras is imported, or move the state to a PyTorch twin with "
+            "transfer and export that"
         ) from error
 
 

@@ -109,7 +109,7 @@ class Member:
 
     @property
     def function(self) -> Callable[..., Any]:
-        """The forward function: ``(y, cache)`` from the example's arrays and options."""
+        """The forward function, ``(y, cache)`` from the example's arrays and options."""
         if self.call is not None:
             return self.call
         found: Callable[..., Any] = getattr(functional, self.name)
@@ -191,7 +191,7 @@ def footprint(member: Member, rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 def probe_axes(member: Member, rng: np.random.Generator) -> tuple[str, ...]:
-    """:attr:`Member.over` as it is: the axes along which an output depends on other values than its own."""
+    """``Member.over`` as it is: the axes along which an output depends on other values than its own."""
     used = footprint(member, rng)
     found = []
     for axis, letter in enumerate(member.example(rng).axes):
@@ -202,7 +202,7 @@ def probe_axes(member: Member, rng: np.random.Generator) -> tuple[str, ...]:
 
 
 def probe_batch(member: Member, rng: np.random.Generator) -> bool:
-    """:attr:`Member.depends_on_batch` as it is: whether another sample's values change the output for a sample."""
+    """``Member.depends_on_batch`` as it is: whether another sample's values change the output for a sample."""
     axes = member.example(rng).axes
     if "N" not in axes:
         return False
@@ -214,7 +214,7 @@ def probe_batch(member: Member, rng: np.random.Generator) -> bool:
 
 
 def probe_modes(member: Member, rng: np.random.Generator) -> bool:
-    """:attr:`Member.modes_differ` as it is: whether the NumPy layer's output changes with its mode.
+    """``Member.modes_differ`` as it is: whether the NumPy layer's output changes with its mode.
 
     For another batch than the one before: a layer may remember just this one.
     """

@@ -282,7 +282,7 @@ def whiten_backward(dy: Array, cache: WhitenCache) -> tuple[Array, Array, Array]
     ``A = n mean(g x_hat^T) R``, that with respect to S therefore ``-A[i, j] / (r_i r_j (r_i + r_j))``, made symmetric.
     It reaches x through ``dS = mean(dx_c x_c^T + x_c dx_c^T)`` with x_c = R x_hat; collecting the roots gives F.
     Repeated eigenvalues are nothing special: differences of eigenvalues, by which the gradient of an
-    eigendecomposition divides (Huang et al. 2018, appendix), never appear.
+    eigendecomposition divides, never appear.
 
     dx sums to zero over each channel and, at eps = 0, dx * (x - mean) sums to zero over each group.
 

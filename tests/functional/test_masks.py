@@ -88,7 +88,7 @@ def test_in_the_inference_form_too(rng, shape):
 
 
 @SHAPED
-@pytest.mark.parametrize("library", TO)
+@pytest.mark.parametrize("library", [name for name in TO if name not in {"numpy", "jax"}])  # JAX is below, compiled
 def test_every_library_in_float64(rng, shape, library):
     d = made(rng, shape)
     there = run({name: TO[library](value) for name, value in d.items()})
@@ -128,8 +128,11 @@ def test_backward_is_jax_grad(rng):
         _, pull = jax.vjp(lambda *a: batch_norm(*a, mask=mask)[0], x, gamma, beta)
         return run({**d, "x": x, "mask": mask})[1:], pull(d["dy"])
 
-    for ours, theirs in zip(*both(d["x"], d["gamma"], d["beta"], d["mask"]), strict=True):
+    found = both(d["x"], d["gamma"], d["beta"], d["mask"])
+    numpy = run({name: np.asarray(value) for name, value in d.items()})[1:]
+    for ours, theirs, eager in zip(*found, numpy, strict=True):
         close(ours, theirs, 1e-9)
+        close(ours, eager)
 
 
 @SHAPED

@@ -137,8 +137,13 @@ def test_a_batch_norms_state_loads_and_it_counts_as_one(name, x):
 # -- what a module must survive
 
 
-@EVERY
-@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        *((name, True) for name in ALL),
+        *((name, False) for name in ("MaskedBatchNorm", "ExampleWeighing", "BatchLayerNorm")),
+    ],
+)
 def test_compiled_as_one_graph_without_warnings(name, training, x):
     module = randomise(ALL[name](momentum=0.3)).train(training)
     eager = copy.deepcopy(module)
