@@ -70,7 +70,7 @@ def iter_norm(
     With S = cov + eps I and S_N = S / trace(S), ``P_0 = I``, ``P_k = (3 P - P^3 S_N) / 2`` with P = P_(k-1), and
     ``x_hat = P_T / sqrt(trace(S)) (x - mean)`` (Huang, Zhou, Zhu, Liu and Shao 2019, algorithm 1). As T grows P_T tends
     to the inverse square root of S_N, large eigenvalues first: a small one is stretched by 1.5 per step at most, so a
-    small T whitens the main directions and leaves the faint ones, which are mostly noise, faint.
+    small T whitens the main directions and leaves the faint ones, which a small batch cannot tell from noise, faint.
 
     The product P S_N is carried along with its own recursion (:func:`iter_norm_backward` states it) instead of being
     formed anew from P: the same numbers and the same work in exact arithmetic, but rounding errors are not amplified

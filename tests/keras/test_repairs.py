@@ -368,7 +368,7 @@ class TestAdaptation:
         for model in (target, mixed, kept):
             model.set_weights(weights)
         adapt_batch_normalization(target, [x])
-        adapt_batch_normalization(mixed, [x], prior=10)
+        adapt_batch_normalization(mixed, [x[:20], x[20:]], prior=10)
         adapt_batch_normalization(kept, [x], prior=math.inf)
         close(
             statistics(mixed.layers[1]),

@@ -414,7 +414,7 @@ class TestAdaptation:
         x = 3 + 2 * torch.randn(30, 5)
         source, target, mixed, kept = (network() for _ in range(4))
         adapt_batch_norm(target, [x])
-        adapt_batch_norm(mixed, [x], prior=10)
+        adapt_batch_norm(mixed, x.split([20, 10]), prior=10)
         adapt_batch_norm(kept, [x], prior=math.inf)
         for what in ("running_mean", "running_var"):
             expected = 0.25 * getattr(source[1], what) + 0.75 * getattr(target[1], what)
