@@ -67,11 +67,11 @@ def adapted(rng: np.random.Generator) -> Iterator[Any]:
 
 # What to run for each exported name: a function that yields arrays.
 CASES: dict[str, Callable[[np.random.Generator], Iterator[Any]]] = {
-    "BatchNormLSTM": lambda rng: exercise(ours.BatchNormLSTM(3, max_length=9), rng, SEQUENCES),
+    "BatchNormLSTM": lambda rng: exercise(ours.BatchNormLSTM(3, max_length=4), rng, (4, 3, 8)),
     "BatchNormSimpleRNN": lambda rng: exercise(
-        ours.BatchNormSimpleRNN(3, per_step=False, return_sequences=True), rng, SEQUENCES
+        ours.BatchNormSimpleRNN(3, per_step=False, return_sequences=True), rng, (4, 3, 8)
     ),
-    "LayerNormLSTMCell": lambda rng: exercise(keras.layers.RNN(ours.LayerNormLSTMCell(3)), rng, SEQUENCES),
+    "LayerNormLSTMCell": lambda rng: exercise(keras.layers.RNN(ours.LayerNormLSTMCell(3)), rng, (4, 3, 8)),
     "DecorrelatedBatchNormalization": lambda rng: exercise(ours.DecorrelatedBatchNormalization(groups=2), rng, IMAGES),
     "AdaptiveInstanceNormalization": lambda rng: exercise(ours.AdaptiveInstanceNormalization(), rng, IMAGES, SEQUENCES),
     "DynamicTanh": lambda rng: exercise(ours.DynamicTanh(), rng, SEQUENCES),
