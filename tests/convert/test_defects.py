@@ -288,6 +288,17 @@ def test_the_report_is_to_be_read(tools):
     assert "\n2 layers" not in text
 
 
+def test_arrays_are_filled_in_place():
+    """Whoever looks at a parameter through a view, or shares its memory, sees the new values."""
+    ours = nn.Linear(3, 4)
+    numpy = layers.Linear(3, 4, rng=np.random.default_rng(0))
+    view, array = ours.weight.detach(), numpy.weight
+    transfer(numpy, ours)
+    np.testing.assert_array_equal(view, numpy.weight)
+    transfer(nn.Linear(3, 4), numpy)
+    assert numpy.weight is array
+
+
 def test_modes_stay(tools):
     ours, theirs = source(), target()
     ours.train()
