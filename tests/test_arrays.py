@@ -56,3 +56,9 @@ def test_no_framework_is_imported_for_numpy():
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"
+
+
+def test_a_name_that_keras_was_not_given_is_named():
+    tf = pytest.importorskip("tensorflow")
+    with pytest.raises(AttributeError, match=r"has no 'fft'; add it to the tables"):
+        _ = namespace(tf.zeros(2)).fft

@@ -115,7 +115,7 @@ class ChannelNormalization(keras.layers.Layer):  # type: ignore[misc]
 
     def normalize(self, x: Any) -> Any:
         r"""What the subclass does to x of shape (N, C, \*spatial)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how it normalises; implement normalize")
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """The shape of the input."""
@@ -196,7 +196,7 @@ class StatisticsNormalization(ChannelNormalization):
 
     def normalize_batch(self, x: Any) -> Any:
         r"""Training: x of shape (N, C, \*spatial) by the batch; calls :meth:`track`."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not say how it trains; implement normalize_batch")
 
     def track(self, mean: Any, var: Any, n: Any) -> None:
         """Let the moving statistics see the mean and the biased variance, shape (C,), of ``n`` values per channel."""

@@ -14,7 +14,7 @@ with warnings.catch_warnings():
     keras = pytest.importorskip("keras")
     pytest.importorskip("tensorflow")
 
-from bnlearn.keras._base import StatisticsNormalization
+from bnlearn.keras._base import ChannelNormalization, StatisticsNormalization
 
 
 class Recorded(StatisticsNormalization):
@@ -41,3 +41,11 @@ def test_weights_are_read_and_statistics_kept_in_float32(rng, policy):
     layer.moving_mean.assign([100.0, 100.0, 100.0])
     layer(x, training=True)
     np.testing.assert_allclose(layer.moving_mean.numpy(), 100 - 0.001 * (100 - x[0]), rtol=1e-6)
+
+
+def test_a_layer_that_leaves_its_formula_out_says_so():
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(NotImplementedError, match="ChannelNormalization does not say how it normalises"):
+        ChannelNormalization()(x)
+    with pytest.raises(NotImplementedError, match="StatisticsNormalization does not say how it trains"):
+        StatisticsNormalization()(x, training=True)
