@@ -27,6 +27,7 @@ class Sequential(Layer):
     Examples
     --------
     >>> import numpy as np
+    >>> from bnlearn.layers import BatchNorm1d, Linear, ReLU
     >>> rng = np.random.default_rng(0)
     >>> model = Sequential(Linear(64, 32, bias=False, rng=rng), BatchNorm1d(32), ReLU(), Linear(32, 10, rng=rng))
     >>> list(model.parameters())
