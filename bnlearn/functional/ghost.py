@@ -119,7 +119,7 @@ def ghost_batch_norm(
 ) -> tuple[Array, GhostBatchNormCache]:
     r"""Batch normalisation of each ``ghost_size`` samples of the batch by themselves: ghost batch normalisation.
 
-    A batch too large to generalise well gets the noise of small ones (Hoffer, Hubara and Soudry 2017, algorithm 1).
+    A batch too large to generalise well gets the noise of small ones (Hoffer, Hubara and Soudry 2017).
     With one ghost, ``ghost_size >= N``, it is batch normalisation.
 
     Where ``ghost_size`` does not divide N, the last ``N % ghost_size`` samples are a short ghost of their own,
@@ -234,7 +234,7 @@ def update_running_ghosts(
 ) -> tuple[Array, Array]:
     """The running statistics after all ghosts in turn, as if each had been a batch.
 
-    :func:`update_running` ghost by ghost, in closed form (Hoffer, Hubara and Soudry 2017, algorithm 1): with G ghosts
+    :func:`update_running` ghost by ghost, in closed form (Hoffer, Hubara and Soudry 2017): with G ghosts
     ``running * (1 - momentum)^G + sum over i of momentum * (1 - momentum)^(G - 1 - i) * ghost_i``. So a batch of many
     ghosts moves the running statistics further than one batch does.
 

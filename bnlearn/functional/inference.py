@@ -97,7 +97,7 @@ def example_weighing(
     r"""Batch normalisation at inference, with the example itself weighed into the statistics.
 
     In training each example is a share 1/N of what it is normalised by; at inference it is no part of it. This gives it
-    a share again (Summers and Dinneen 2020, section 3.1): per example i and channel, with the mean and the mean square
+    a share again (Summers and Dinneen 2020): per example i and channel, with the mean and the mean square
     over its positions,
 
     ``mean_i = a * mean(x_i) + (1 - a) * mean``, and
@@ -197,7 +197,7 @@ def adapt_statistics(
     """Statistics for another domain: those of its data, drawn towards the source's where there are few of them.
 
     ``N / (N + n) * source + n / (N + n) * target`` for the mean and for the variance alike, N being ``prior``
-    (Schneider et al. 2020, equation 1). ``prior=0`` replaces the source's statistics: adaptive batch normalisation
+    (Schneider et al. 2020). ``prior=0`` replaces the source's statistics: adaptive batch normalisation
     (AdaBN; Li et al. 2016); ``prior=math.inf`` keeps them.
 
     Parameters

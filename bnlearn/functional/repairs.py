@@ -147,7 +147,7 @@ def batch_renorm_backward(dy: Array, cache: BatchRenormCache) -> tuple[Array, Ar
     r"""Gradients of a scalar loss through :func:`batch_renorm`.
 
     ``dx`` is batch normalisation's with ``gamma * r`` for gamma (:func:`batch_norm_backward`), and
-    ``dgamma = sum(dy * (x_hat * r + d))``: Ioffe (2017), section 3, where r and d are constants.
+    ``dgamma = sum(dy * (x_hat * r + d))``, as r and d are constants (Ioffe 2017).
 
     As in batch normalisation, dx sums to zero over each channel. The inference form has the same output and another
     gradient, ``gamma / s * dy``: trained with that, gradient descent and normalisation work against each other.
@@ -189,7 +189,7 @@ def renorm_limits(
     """The limits ``(r_max, d_max)`` of batch renormalisation after ``step`` steps of training.
 
     1 and 0 up to ``warmup``, which is batch normalisation; then relaxed, r to its maximum at ``r_end`` and d to its own
-    at ``d_end``. The defaults are the paper's (Ioffe 2017, section 4.1), which says "gradually"; here it is linearly.
+    at ``d_end``. The defaults are the paper's (Ioffe 2017), which says "gradually"; here it is linearly.
 
     Parameters
     ----------
