@@ -322,6 +322,12 @@ def test_eps_bounds_what_a_short_vector_is_divided_by():
     np.testing.assert_allclose(shorter.u, [0.2, 0.0])
 
 
+def test_the_first_axis_from_the_end(rng):
+    d = made(rng, (4, 3))
+    for run in RUNS.values():
+        assert_agree(run(d, -2), run(d, 0), 1e-15)
+
+
 # -- PyTorch's own
 
 
@@ -485,6 +491,8 @@ def test_other_errors():
             function(w.astype(np.int64), vector)
         with pytest.raises(TypeError, match=r"arrays of one library .* got numpy.ndarray, torch.Tensor"):
             function(w, torch.ones(4))
+    with pytest.raises(TypeError, match=r"arrays of one library .* got numpy.ndarray, torch.Tensor"):
+        spectral_norm(w, np.ones(4), torch.ones(2))
     with pytest.raises(TypeError, match="expected u of a real floating-point dtype, got int64"):
         spectral_norm(w, np.ones(4, int))
     with pytest.raises(TypeError, match="expected v of a real floating-point dtype, got int64"):
