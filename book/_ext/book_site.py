@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 # The theme draws its icons twice over: with a web font, and with this script of 1.5 MB. The font is enough.
 ICON_SCRIPT = "_static/scripts/fontawesome.js"
+# Results as one types are switched off, so only the page of results needs the index of the whole book.
+SEARCH_SCRIPT = re.compile(r'\s*<script src="[^"]*(?:searchtools|language_data|searchindex)\.js"></script>')
 # What a screen reader needs said otherwise than the tools say it:
 REPAIRS = [
     # this label hid the text "Show code cell source",
@@ -78,6 +80,8 @@ def tidy(app: Sphinx, exception: Exception | None) -> None:
         html = DOWNLOAD.sub(r"\1 download", ICON_TAG.sub("", page.read_text("utf-8")))
         for defect, repair in REPAIRS:
             html = html.replace(defect, repair)
+        if page.name != "search.html":
+            html = SEARCH_SCRIPT.sub("", html)
         page.write_text(html, "utf-8")
     (site / ICON_SCRIPT).unlink(missing_ok=True)
 

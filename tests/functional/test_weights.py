@@ -165,6 +165,19 @@ def test_backward_equals_autograd_and_jax_grad(run, shape, rng):
         assert_agree({"dgain": dgain}, {"dgain": hand_written["dgain"]}, 1e-9)
 
 
+@EACH
+def test_backward_equals_tensorflow_s_tape_which_the_vectors_do_not_enter(run, rng):
+    d = made(rng, (4, 3, 2))
+    t = {name: tf.constant(value) for name, value in d.items()}
+    with tf.GradientTape() as tape:
+        tape.watch([t[name] for name in ("w", "u", "v")])
+        loss = tf.reduce_sum(run(t)["w_hat"] * t["dw_hat"])
+    dw, du, dv = tape.gradient(loss, [t[name] for name in ("w", "u", "v")])
+    assert_agree({"dw": dw}, {"dw": run(d)["dw"]}, 1e-9)
+    assert du is None
+    assert dv is None
+
+
 @pytest.mark.parametrize("run", [run_weight_norm, run_standardization, run_scaled])
 @pytest.mark.parametrize(("shape", "dim"), [((4, 3), 0), ((3, 2, 4), -1), ((2, 3, 4), (0, 1)), ((3, 4), None)])
 def test_backward_by_finite_differences(run, shape, dim, rng):
