@@ -12,7 +12,7 @@ NBVAL := notebooks --nbval --nbval-current-env --nbval-cell-timeout 120 --numpro
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help book test unit nbval site lab notebooks portable lint lock bench clean
+.PHONY: help book test unit nbval site lab notebooks portable mutants lint lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -55,6 +55,11 @@ lab: $(VENV)/.made  ## Open the notebooks in JupyterLab
 notebooks: $(VENV)/.made  ## Re-execute every notebook in place (for authors)
 	$(BIN)/python tools/refresh_notebooks.py $(NOTEBOOKS)
 
+mutants: $(VENV)/.made  ## Break every line of functional and layers, and list what no test notices (hours; it resumes)
+	$(BIN)/python $(INSTALL) '.[mutation]'
+	OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/mutmut run --max-children $(WORKERS) $(MUTANTS)
+	$(BIN)/mutmut results
+
 lint: $(VENV)/.made  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -66,4 +71,4 @@ lock: $(VENV)/.made  ## Resolve constraints.txt again (for authors)
 	  --all-extras --upgrade --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt pyproject.toml -
 
 clean:  ## Remove everything that make made
-	rm -rf _build node_modules $(VENV) $(BOOK_VENV)
+	rm -rf _build mutants node_modules $(VENV) $(BOOK_VENV)
