@@ -56,7 +56,7 @@ notebooks: $(VENV)/.made  ## Re-execute every notebook in place (for authors)
 	$(BIN)/python tools/refresh_notebooks.py $(NOTEBOOKS)
 
 mutants: $(VENV)/.made  ## Break every line of functional and layers, and list what no test notices (hours; it resumes)
-	$(BIN)/python $(INSTALL) '.[mutation]'
+	$(BIN)/python $(INSTALL) --no-build-isolation --editable '.[mutation]'
 	OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/mutmut run --max-children $(WORKERS) $(MUTANTS)
 	$(BIN)/mutmut results
 
