@@ -168,10 +168,10 @@ def transferred(url: str, folder: Path, texts: dict[str, str] | None = None) -> 
 
 
 def shell(html: str) -> str:
-    """A page of the same theme with nothing of this book in it: no content, styles, fonts or search index."""
+    """A page of the same theme with nothing of this book in it: no content, styles or fonts."""
     html = re.sub(r"(<article\b[^>]*>).*?</article>", r"\1</article>", html, flags=re.DOTALL)
     html = re.sub(r'(<nav id="pst-page-toc-nav"[^>]*>).*?</nav>', r"\1</nav>", html, flags=re.DOTALL)
-    own = r"(?:katex\.css|book\.css|book\.js|searchindex\.js)"
+    own = r"(?:katex\.css|book\.css|book\.js)"
     return re.sub(rf"<(?:link|script)\b[^>]*{own}[^>]*>(?:</script>)?", "", html)
 
 
@@ -386,10 +386,15 @@ def test_weight_is_measured(browser: Browser, tmp_path: Path) -> None:
     assert weights["page.html"] == len(gzip.compress(html.encode()))
 
 
+def test_only_the_page_of_results_fetches_the_search_index(site: Path) -> None:
+    fetching = [page.relative_to(site) for page in site.rglob("*.html") if "searchindex.js" in page.read_text("utf-8")]
+    assert fetching == [Path("search.html")]
+
+
 def test_nothing_of_the_book_is_counted_as_the_theme_s(site: Path) -> None:
     html = (site / "book" / "intro.html").read_text("utf-8")
     empty = shell(html)
-    for own in ("katex.css", "book.css", "book.js", "searchindex.js", "four lines of arithmetic"):
+    for own in ("katex.css", "book.css", "book.js", "four lines of arithmetic"):
         assert own in html
         assert own not in empty
     assert "pydata-sphinx-theme.css" in empty
