@@ -61,10 +61,13 @@ LOOK = r"""async () => {
   };
 }"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# The theme lets the keyboard into what scrolls a moment after the window has changed its size.
+# The theme lets the keyboard into what scrolls a moment after the window has changed its size, and moves its side bars in and
+# out: while they move, nothing has the width that it will have.
 SCROLLING = "pre, .katex-display, .cell_output > .output, .pst-scrollable-table-container"
-SETTLED = f"""() => [...document.querySelectorAll("{SCROLLING}")]
-  .every((element) => element.scrollWidth <= element.clientWidth || element.tabIndex === 0)"""
+SETTLED = f"""() => document.getAnimations().every((motion) => motion.playState === "finished")
+  && [...document.querySelectorAll("{SCROLLING}")]
+    .every((element) => element.scrollWidth <= element.clientWidth || element.tabIndex === 0)"""
+TWO_FRAMES = "() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 # axe takes half a minute for the ten thousand elements of a chapter. Most are formulas as drawn, which a screen reader
 # does not read (it reads the MathML beside them), and words of code, of which one per colour and ground tells all.
 THIN = """() => {
@@ -142,13 +145,14 @@ def visit(
         page.evaluate("() => document.querySelectorAll('article details').forEach((part) => { part.open = true; })")
         result.seen = page.evaluate(LOOK)
         page.set_viewport_size(PHONE)
-        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        page.evaluate(TWO_FRAMES)
         result.overflow = page.evaluate(OVERFLOW)
         if axe is not None:
             page.add_script_tag(path=axe)
             page.evaluate(THIN)
             for size in sizes:
                 page.set_viewport_size(size)
+                page.evaluate(TWO_FRAMES)
                 with suppress(TimeoutError):  # if it never settles, axe will say so
                     page.wait_for_function(SETTLED, timeout=10_000)
                 result.violations += page.evaluate(AXE)
