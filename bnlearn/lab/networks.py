@@ -99,7 +99,9 @@ class MLP(Network):
     init : str or float
         See :func:`draw_weight`.
     dropout : bool
-        Whether dropout follows each hidden layer, with the knob's rate.
+        Whether dropout follows hidden layers, with the knob's rate.
+    dropout_from : int
+        The first hidden layer that it follows.
     bias : bool
         Whether hidden layers have biases (the last one does).
     """
@@ -110,6 +112,7 @@ class MLP(Network):
     order: str = "before"
     init: str | float = "he"
     dropout: bool = False
+    dropout_from: int = 0
     bias: bool = True
 
     def __post_init__(self) -> None:
@@ -142,8 +145,9 @@ class MLP(Network):
         return b
 
     def noise(self, samples: int) -> dict[str, tuple[int, ...]]:
-        """One number per hidden activation, if there is dropout."""
-        return {f"{i}.dropout": (samples, self.sizes[i + 1]) for i in range(self.hidden)} if self.dropout else {}
+        """One number for each hidden activation that dropout follows."""
+        dropped = range(self.dropout_from, self.hidden) if self.dropout else ()
+        return {f"{i}.dropout": (samples, self.sizes[i + 1]) for i in dropped}
 
     def __call__(self, p: Mapping[str, Tensor], x: Tensor, run: Pass) -> Tensor:
         """Logits (N, classes); traces ``"i.linear"``, ``"i.normed"`` and ``"i.out"``, each (N, sizes[i + 1])."""
@@ -155,7 +159,7 @@ class MLP(Network):
                 x = run.see(f"{i}.normed", self.norm(x, p, f"{i}.norm.", run))
             if self.order == "before":
                 x = activate(self.activation, x)
-            if self.dropout and run.training:
+            if self.dropout and run.training and i >= self.dropout_from:
                 rate = run.knobs["dropout"]
                 x = torch.where(run.noise[f"{i}.dropout"] < rate, 0.0, x / (1 - rate))
             x = run.see(f"{i}.out", x)

@@ -1,0 +1,122 @@
+"""What every function asks of its arrays, whichever of them it is: one library, shapes that fit, no wider dtype."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+from bnlearn import functional
+from bnlearn.family import convert, leaves, members
+
+N, C, L, HIDDEN = 4, 6, 5, 3
+
+
+def examples():
+    """Name -> (function, arrays by the name of the argument, options): each member, and the forms it has besides."""
+    rng = np.random.default_rng(3)
+    made = {}
+    for member in members():
+        if member.call is not None:  # not the function itself, which is below
+            continue
+        example = member.example(rng, 2) if member.acts_on == "sequences" else member.example(rng)
+        made[member.name] = (member.function, dict(example.arrays), dict(example.options))
+
+    def vectors(*names, shape=(C,)):
+        return {name: rng.uniform(0.5, 2.0, shape) for name in names}
+
+    def form(name, label, options=None, **arrays):
+        function, others, given = made[name]
+        made[f"{name}, {label}"] = (function, {**others, **arrays}, {**given, **(options or {})})
+
+    form("batch_norm", "masked", mask=rng.random((N, L)) < 0.7)
+    form("batch_norm", "by given statistics", **vectors("mean", "var"))
+    whole = vectors("batch_mean", "batch_var", shape=(C, L)) | vectors("feature_mean", "feature_var", shape=(1, L))
+    form("batch_layer_norm", "by given statistics", **whole)
+    for name in ("whiten", "iter_norm"):
+        form(name, "by given statistics", **vectors("mean"), **vectors("matrix", shape=(1, C, C)))
+    state = rng.standard_normal((2, N, HIDDEN))
+    real = np.ones((N, 2), bool)
+    for name, states in (("batch_norm_rnn", 1), ("batch_norm_lstm", 2), ("layer_norm_lstm", 2)):
+        form(name, "from a state", state=tuple(state[:states]), mask=real)
+    given = {site: tuple(vectors("mean", "var", shape=(2, 4 * HIDDEN)).values()) for site in ("ih", "hh")}
+    given["c"] = tuple(vectors("mean", "var", shape=(2, HIDDEN)).values())
+    form("batch_norm_lstm", "by given statistics", statistics=given)
+    plain = {name: made["batch_norm_rnn"][1][name] for name in ("x", "weight_ih", "weight_hh", "bias")}
+    made["rnn"] = (functional.rnn, {**plain, "state": (state[0],), "mask": real}, {})
+    plain = {name: made["batch_norm_lstm"][1][name] for name in ("x", "weight_ih", "weight_hh", "bias")}
+    made["lstm"] = (functional.lstm, {**plain, "state": tuple(state), "mask": real}, {})
+    made["moments"] = (functional.moments, {"x": rng.standard_normal((N, C, L)), "mask": rng.random((N, L)) < 0.7}, {})
+    old = {"running_mean": vectors("a")["a"], "running_var": vectors("a")["a"]}
+    made["update_running"] = (functional.update_running, {**old, **vectors("mean", "var")}, {"n": 7})
+    source = {"source_mean": vectors("a")["a"], "source_var": vectors("a")["a"]}
+    adapted = {**source, **vectors("mean", "var")}
+    made["adapt_statistics"] = (functional.adapt_statistics, adapted, {"n": 5, "prior": 2.0})
+    return made
+
+
+EXAMPLES = examples()
+EACH = pytest.mark.parametrize("name", EXAMPLES)
+
+
+MIXABLE = [name for name, (_, arrays, _) in EXAMPLES.items() if len(list(leaves(arrays))) > 1]
+OTHERS = [(name, argument) for name, (_, arrays, _) in EXAMPLES.items() for argument in list(arrays)[1:]]
+OTHERS.remove(("batch_norm_lstm, by given statistics", "statistics"))
+"""Each array but the first, which the others are to fit; but statistics of steps may be as many as they like."""
+
+
+def backward_of(function):
+    return getattr(functional, f"{function.__name__}_backward", None)
+
+
+def upstream(y, dtype=np.float64):
+    rng = np.random.default_rng(7)
+    return convert(lambda leaf: rng.standard_normal(leaf.shape).astype(dtype), y)
+
+
+@pytest.mark.parametrize("name", MIXABLE)
+def test_arrays_of_two_libraries_are_refused_with_both_names(name):
+    """Each of them in turn, as a tensor among arrays."""
+    torch = pytest.importorskip("torch")
+    function, arrays, options = EXAMPLES[name]
+    for argument, value in arrays.items():
+        mixed = {**arrays, argument: convert(torch.tensor, value)}
+        with pytest.raises(TypeError, match=r"arrays of one library .* got (numpy\.ndarray, torch|torch\.Tensor, n)"):
+            function(**mixed, **options)
+
+
+@pytest.mark.parametrize(("name", "argument"), OTHERS)
+def test_an_array_of_another_length_is_refused_by_name(name, argument):
+    function, arrays, options = EXAMPLES[name]
+    longer = convert(lambda array: np.concatenate([array, array]), arrays[argument])
+    with pytest.raises(ValueError, match=rf"expected (the )?{argument} .*, got"):
+        function(**{**arrays, argument: longer}, **options)
+
+
+@EACH
+def test_everything_stays_in_float32(name):
+    """What is kept for the backward pass too, and with numbers of NumPy's for the options, which are float64."""
+    function, arrays, options = EXAMPLES[name]
+    options = {key: np.float64(value) if isinstance(value, float) else value for key, value in options.items()}
+    if "eps" in inspect.signature(function).parameters and "eps" not in arrays:
+        options["eps"] = np.float64(1e-3)
+    arrays = convert(lambda array: array if array.dtype == bool else array.astype(np.float32), arrays)
+    found = [function(**arrays, **options)]
+    if backward_of(function) is not None:
+        y, cache = found[0]
+        found.append(backward_of(function)(upstream(y, np.float32), cache))
+    kinds = {leaf.dtype for leaf in leaves(found) if isinstance(leaf, np.ndarray)}
+    assert {kind for kind in kinds if np.issubdtype(kind, np.floating)} == {np.dtype(np.float32)}
+
+
+@pytest.mark.parametrize("name", [name for name in EXAMPLES if backward_of(EXAMPLES[name][0]) is not None])
+def test_dy_of_another_library_or_dtype_is_refused(name):
+    torch = pytest.importorskip("torch")
+    function, arrays, options = EXAMPLES[name]
+    y, cache = function(**arrays, **options)
+    backward, dy = backward_of(function), upstream(y)
+    with pytest.raises(TypeError, match=r"arrays of one library .* got torch\.Tensor, numpy\.ndarray; convert"):
+        backward(convert(torch.tensor, dy), cache)
+    with pytest.raises(TypeError, match=r"expected d\w+(\[0\])? of a real floating-point dtype, got int64; convert"):
+        backward(convert(lambda leaf: leaf.astype(np.int64), dy), cache)
