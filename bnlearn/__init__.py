@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnlearn import datasets, family, functional, gradcheck, layers, training, viz
+    from bnlearn import claims, datasets, family, functional, gradcheck, layers, training, viz
     from bnlearn.functional import batch_norm, batch_norm_backward, update_running
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "batch_norm",
     "batch_norm_backward",
+    "claims",
     "datasets",
     "family",
     "functional",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import io
+import sys
 import tokenize
 from collections.abc import Iterator
 from functools import cache
@@ -30,7 +31,7 @@ def digest(module: str, root: Path = ROOT) -> str:
     Parameters
     ----------
     module : str
-        Dotted name, such as ``"bnlearn.claims.transform"``.
+        Dotted name, such as ``"bnlearn.claims.transform"``; or a module outside the package that has been imported.
     root : Path
         The folder that the package lies in.
 
@@ -77,7 +78,9 @@ def modules(module: str, root: Path = ROOT) -> set[str]:
 
 
 def _file(module: str, root: Path) -> Path:
-    """The source of a module or of a package."""
+    """The source of a module or of a package; outside this package, of a module that has been imported."""
+    if module.split(".")[0] != PACKAGE:
+        return Path(str(sys.modules[module].__file__))
     path = root.joinpath(*module.split("."))
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
@@ -190,7 +193,8 @@ def _wordy(node: ast.AST) -> Iterator[tuple[int, int, int, int]]:
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
         yield node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0
     elif isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) == "Claim":
-        arguments = sorted([*node.args, *node.keywords], key=lambda argument: (argument.lineno, argument.col_offset))
+        given: list[ast.expr | ast.keyword] = [*node.args, *node.keywords]
+        arguments = sorted(given, key=lambda argument: (argument.lineno, argument.col_offset))
         ends = [(argument.lineno, argument.col_offset) for argument in arguments[1:]]
         ends.append((node.end_lineno or 0, (node.end_col_offset or 0) - 1))
         for argument, end in zip(arguments, ends, strict=True):

@@ -206,7 +206,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="C2",
         statement="Batches that are not drawn independently (sorted, of one class) break batch normalisation.",
-        sources=("P", "ioffe2017renorm", "lian2018revisit"),
+        sources=("P", "ioffe2017renorm", "lian2019revisit"),
         theme=THEME,
         setting=f"{TUNED} 300 steps of 32 samples; in evaluation, running statistics.",
         criteria=(

@@ -280,8 +280,8 @@ CLAIMS: tuple[Claim, ...] = (
         theme=THEME,
         setting=(
             "Made sequences of 1 to 24 positions with 8 channels and 6 classes, padded with zeros; a linear layer, "
-            "batch norm and ReLU at each position, the mean over the data, a linear layer. Both arms tuned over four rates, "
-            "200 steps of 32; the second criterion's test sequences have 1 to 4 positions."
+            "batch norm and ReLU at each position, the mean over the data, a linear layer. Both arms tuned over four "
+            "rates, 200 steps of 32; the second criterion's test sequences have 1 to 4 positions."
         ),
         criteria=(
             Criterion(
