@@ -1,8 +1,8 @@
 """The ledger: what is said of batch normalisation, each claim with what was measured and the verdict that follows.
 
-A :class:`Claim` declares beforehand what would support it and what would refute it (:class:`Criterion`); running it gives
-a :class:`Measurement` for each; the verdict is computed from the raw effects whenever a :class:`Record` is read, and never
-stored as the truth. Reading a record needs NumPy and SciPy; running claims needs the extra ``evidence``.
+A :class:`Claim` declares beforehand what would support it and what would refute it (:class:`Criterion`); running it
+gives a :class:`Measurement` for each; the verdict is computed from the raw effects whenever a :class:`Record` is read,
+and never stored as the truth. Reading a record needs NumPy and SciPy; running claims needs the extra ``evidence``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,6 @@ from bnlearn.claims._ledger import (
     THEMES,
     Entry,
     Run,
-    as_json,
-    as_markdown,
-    as_text,
     entries,
     ledger,
     record,
@@ -39,6 +36,7 @@ from bnlearn.claims._ledger import (
     select,
 )
 from bnlearn.claims._records import RECORDS, CorruptRecordError, Record
+from bnlearn.claims._table import as_json, as_markdown, as_text
 
 __all__ = [
     "FULL",

@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "bnlearn"
 PROSE = frozenset({"statement", "sources", "theme", "setting", "chapter", "note", "data"})
 """Arguments of a claim that are words for the reader."""
-MACHINERY = frozenset({f"{PACKAGE}.claims.{name}" for name in ("_claim", "_digest", "_figures", "_ledger", "_records")})
+MACHINERY = frozenset(
+    {f"{PACKAGE}.claims.{name}" for name in ("_claim", "_digest", "_figures", "_ledger", "_records", "_table")}
+)
 """What runs, keeps and draws claims; the numbers come from elsewhere."""
 
 

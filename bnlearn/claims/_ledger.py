@@ -1,16 +1,12 @@
-"""The ledger: which claims there are, running many of them, and what they say as a table."""
+"""The ledger: which claims there are, and running many of them."""
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
-import textwrap
 import threading
 import time
 import traceback
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -18,14 +14,14 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bnlearn.claims import _records
-from bnlearn.claims._claim import FULL, Claim, Result, Scale
+from bnlearn.claims._claim import FULL, Claim, Scale
 from bnlearn.claims._digest import digest
 from bnlearn.claims._records import RECORDS, CorruptRecordError, Record
 
-THEMES = ("bnlearn.claims.transform",)
+THEMES = ("bnlearn.claims.transform", "bnlearn.claims.speed")
 """The modules that claims are declared in, each with its ``CLAIMS``. A new theme is a new line here."""
 
 _EVIDENCE = ("torch", "scipy", "joblib", "tqdm", "sklearn")
@@ -300,7 +296,7 @@ def _run(
             done.interrupted = True
         except BrokenProcessPool as error:
             lost = set(seconds) - set(finished()) - set(done.failed)
-            done.failed.update({name: f"the process that ran it ended: {error}" for name in sorted(lost)})
+            done.failed.update(dict.fromkeys(sorted(lost), f"the process that ran it ended: {error}"))
     for name in finished():
         done.records[name] = _records.read(out / f"{name}.json")
 
@@ -326,7 +322,7 @@ def _stamp(folder: Path, name: str) -> int:
 
 
 def _expected(names: Sequence[str], folder: Path) -> dict[str, float]:
-    """How long each claim took when it was last run, in seconds; where nothing is known, as long as they do on average."""
+    """The seconds that each claim took when it was last run; where nothing is known, the mean of the others."""
     known = {}
     for name in names:
         for place in (folder, RECORDS):
@@ -338,7 +334,7 @@ def _expected(names: Sequence[str], folder: Path) -> dict[str, float]:
 
 
 @contextmanager
-def _bar(seconds: Mapping[str, float], finished: Any, progress: bool) -> Iterator[None]:
+def _bar(seconds: Mapping[str, float], finished: Callable[[], list[str]], progress: bool) -> Iterator[None]:
     """A bar with the time left; the records that appear in the folder move it."""
     from tqdm.auto import tqdm
 
@@ -362,98 +358,3 @@ def _bar(seconds: Mapping[str, float], finished: Any, progress: bool) -> Iterato
         finally:
             stop.set()
             thread.join()
-
-
-def _figure(number: float) -> str:
-    return f"{number:.3g}"
-
-
-def _measured(result: Result) -> str:
-    """The estimate and its interval, or the largest error beside its tolerance."""
-    if result.criterion.exact:
-        return f"{_figure(result.estimate)} (tolerance {_figure(result.criterion.support)})"
-    return f"{_figure(result.estimate)} [{_figure(result.low)}, {_figure(result.high)}]"
-
-
-def _lines(result: Result) -> str:
-    criterion = result.criterion
-    if criterion.exact:
-        return "an error above the tolerance refutes"
-    return f"supports from {_figure(criterion.support)}, refutes below {_figure(criterion.refute)}"
-
-
-def as_text(shown: Mapping[str, Record], width: int | None = None) -> str:
-    """The table as text: the verdict on each claim, and under it each criterion with its effect and interval.
-
-    Parameters
-    ----------
-    shown : mapping of str to Record
-        In the order of the table.
-    width : int or None
-        Of a line; None: of the terminal.
-    """
-    width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
-    lines = []
-    for name, one in shown.items():
-        head = f"{name:<4}{one.verdict:<15} "
-        lines.append(textwrap.fill(one.statement, width, initial_indent=head, subsequent_indent=" " * 20))
-        for result in one.criteria.values():
-            verdict = "" if len(one.criteria) == 1 else f"{result.verdict}: "
-            text = f"{verdict}{result.criterion.name}: {result.criterion.effect}: {_measured(result)}; {_lines(result)}"
-            lines.append(textwrap.fill(text, width, initial_indent=" " * 20, subsequent_indent=" " * 22))
-    return "\n".join([*lines, "", summary(shown)])
-
-
-def summary(shown: Mapping[str, Record]) -> str:
-    """How many claims there are of each verdict."""
-    counts = Counter(str(one.verdict) for one in shown.values())
-    number = f"{len(shown)} claim{'s' if len(shown) != 1 else ''}"
-    return f"{number}: " + (", ".join(f"{count} {name}" for name, count in counts.most_common()) or "none")
-
-
-def as_markdown(shown: Mapping[str, Record]) -> str:
-    """The table in Markdown, one row for each criterion."""
-    from bnlearn.family import markdown
-
-    rows = [
-        {
-            "Claim": f"{name}: {one.statement}" if first else "",
-            "Verdict": f"**{one.verdict}**" if first else "",
-            "Where": result.criterion.name,
-            "Measured": f"{result.criterion.effect}: {_measured(result)}",
-            "Seeds": "exact" if result.criterion.exact else str(len(result.effect)),
-            "Declared": _lines(result),
-            "Shown": str(result.verdict),
-        }
-        for name, one in shown.items()
-        for first, result in zip([True] + [False] * len(one.criteria), one.criteria.values(), strict=False)
-    ]
-    escaped = [{column: cell.replace("|", "\\|") for column, cell in row.items()} for row in rows]
-    columns = ["Claim", "Verdict", "Where", "Measured", "Seeds", "Declared", "Shown"]
-    return f"{markdown(escaped, columns)}\n\n{summary(shown)}"
-
-
-def as_json(shown: Mapping[str, Record]) -> str:
-    """The table as a JSON list, one mapping for each claim."""
-    return json.dumps(
-        [
-            {
-                "id": name,
-                **_records.prose(one),
-                "verdict": str(one.verdict),
-                "seeds": one.scale.seeds,
-                "criteria": [
-                    {
-                        **{key: getattr(result.criterion, key) for key in ("name", "effect", "support", "refute")},
-                        **{key: getattr(result, key) for key in ("estimate", "low", "high")},
-                        "exact": result.criterion.exact,
-                        "verdict": str(result.verdict),
-                    }
-                    for result in one.criteria.values()
-                ],
-            }
-            for name, one in shown.items()
-        ],
-        indent=1,
-        ensure_ascii=False,
-    )

@@ -111,8 +111,9 @@ def steps_to(accuracy: ArrayLike, at: ArrayLike, target: float) -> NDArray[np.fl
     >>> steps_to([[0.1, 0.5, 0.9], [0.1, 0.2, 0.3]], [0, 10, 20], 0.7).tolist()
     [15.0, 20.0]
     """
-    values, step = np.asarray(accuracy, dtype=np.float64), np.asarray(at, dtype=np.float64)
-    reached = values >= target
+    seen, step = np.asarray(accuracy), np.asarray(at, dtype=np.float64)
+    reached = seen >= target  # in the precision of accuracy: 0.9 in float32 is less than 0.9 in float64
+    values = seen.astype(np.float64)
     after = reached.argmax(-1)
     before = np.maximum(after - 1, 0)
     low, high = (np.take_along_axis(values, i[..., None], -1)[..., 0] for i in (before, after))

@@ -365,8 +365,8 @@ CLAIMS: tuple[Claim, ...] = (
         theme=THEME,
         setting=(
             "Handwritten digits, three convolutions of 8, 16 and 16 channels, He initialisation, SGD with momentum "
-            "0.9, 400 steps of 2 samples; each arm takes the rate of the grid (five values) that is best on the validation "
-            "part, and is judged on the test part."
+            "0.9, 400 steps of 2 samples; each arm takes the rate of the grid (five values) that is best on the "
+            "validation part, and is judged on the test part."
         ),
         criteria=(
             _better("filter response norm", "minus batch norm, both at a batch of 2"),

@@ -11,10 +11,9 @@ it, so replicas of one seed under different knobs (or arms) differ in nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from bnlearn.lab.data import Data, Order, Parts, shuffled
 from bnlearn.lab.networks import Network
 from bnlearn.lab.norms import Pass
 
-__all__ = ["Arm", "Moment", "Probe", "Task", "constant", "cosine", "train"]
+__all__ = ["Arm", "Moment", "Probe", "Task", "constant", "cosine", "rehearse", "train"]
 
 Tensors = dict[str, Tensor]
 
@@ -225,19 +224,23 @@ class _Optimizer:
         return parameter - rate * gradient
 
 
-def _loss(
-    learnt: Tensors,
-    fixed: Tensors,
-    buffers: Tensors,
-    x: Tensor,
-    y: Tensor,
-    knobs: Tensors,
-    noise: Tensors,
-    *,
-    network: Network,
-) -> tuple[Tensor, Tensors]:
-    run = Pass(True, knobs, noise, dict(buffers))
-    return nnf.cross_entropy(network({**fixed, **learnt}, x, run), y), run.buffers
+class _Knobs(Mapping[str, Any]):
+    """The knobs of one network. It notes what is asked for, and a missing one is an error that says what to do."""
+
+    def __init__(self, values: Mapping[str, Any], asked: set[str]) -> None:
+        self._values, self._asked = values, asked
+
+    def __getitem__(self, name: str) -> Any:
+        self._asked.add(name)
+        if name not in self._values:
+            raise KeyError(f"expected a knob {name!r}: set it in the arm or the grid; there are {[*self._values]}")
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class _Noise:
@@ -266,6 +269,74 @@ def _knob_tensors(task: Task) -> Tensors:
     return {name: torch.tensor([row[name] for row in rows], dtype=torch.float32) for name in names}
 
 
+class _Training:
+    """The replicas of a task on their way, from step to step."""
+
+    def __init__(self, task: Task) -> None:
+        arm, network = task.arm, task.arm.network
+        self.task, self.network = task, network
+        self.data = task.data.load()
+        labels = self.data.train.y.numpy()
+        if not 1 <= task.batch_size <= len(labels):
+            raise ValueError(
+                f"expected batch_size from 1 to {len(labels)}, the training samples, got {task.batch_size}"
+            )
+        self.knobs = _knob_tensors(task)
+        self.asked = {"lr", "weight_decay"} | ({"momentum"} if arm.optimizer == "sgd" else set())
+        seeds = [seed for seed, _ in task.replicas]
+        rows = [
+            network.parameters(torch.Generator().manual_seed(seed), _Knobs(dict(arm.knobs) | dict(given), self.asked))
+            for seed, given in task.replicas
+        ]
+        self.parameters = _stacked(rows)
+        self.buffers = _stacked([network.buffers()] * len(seeds))
+        self.learnt = _matching(self.parameters, arm.trains, "trains")
+        self.optimizer = _Optimizer(arm, self.knobs, frozenset(_matching(self.parameters, arm.decays, "decays")))
+        self.noise_of = _Noise(network, task.batch_size, seeds)
+        orders = [
+            torch.from_numpy(task.order(labels, task.batch_size, task.steps + 1, np.random.default_rng(seed)))
+            for seed in self.noise_of.unique
+        ]
+        self.order = torch.stack(orders)
+        self.step_of = vmap(grad_and_value(self._loss, has_aux=True))
+
+    def turn(self, step: int) -> None:
+        """Make ready the batch, the noise and the rate of a step."""
+        chosen = self.order[:, step][self.noise_of.places]
+        self.batch = self.data.train.x[chosen], self.data.train.y[chosen]
+        self.noise = self.noise_of.draw()
+        self.factor = self.task.arm.schedule(step, self.task.steps)
+
+    def advance(self) -> Tensor:
+        """Take the step; the loss of each replica before it."""
+        moving = {name: self.parameters[name] for name in self.learnt}
+        fixed = {name: value for name, value in self.parameters.items() if name not in moving}
+        given = (moving, fixed, self.buffers, *self.batch, self.knobs, self.noise)
+        gradients, (loss, self.buffers) = self.step_of(*given)
+        self.parameters = fixed | self.optimizer.step(moving, gradients, self.factor)
+        return loss  # type: ignore[no-any-return]
+
+    def _loss(
+        self, learnt: Tensors, fixed: Tensors, buffers: Tensors, x: Tensor, y: Tensor, knobs: Tensors, noise: Tensors
+    ) -> tuple[Tensor, Tensors]:
+        run = Pass(True, _Knobs(knobs, self.asked), noise, dict(buffers))
+        return nnf.cross_entropy(self.network({**fixed, **learnt}, x, run), y), run.buffers
+
+    def look(self, probe: Probe) -> Tensors:
+        """What a probe says of each replica before the step."""
+
+        def one(p: Tensors, b: Tensors, k: Tensors, u: Tensors, x: Tensor, y: Tensor) -> Tensors:
+            knobs = _Knobs(k, self.asked)
+            moment = Moment(self.network, p, b, knobs, u, (x, y), self.data, self.factor, self.learnt)
+            value = probe.measure(moment, **dict(probe.options))
+            if isinstance(value, Tensor):
+                return {probe.name: value}
+            return {f"{probe.name}.{name}": each for name, each in value.items()}
+
+        looked: Tensors = vmap(one)(self.parameters, self.buffers, self.knobs, self.noise, *self.batch)
+        return {name: value.detach().to(torch.float32) for name, value in looked.items()}
+
+
 def train(task: Task) -> dict[str, NDArray[np.float32]]:
     """Train the replicas of ``task``, all at once.
 
@@ -275,73 +346,33 @@ def train(task: Task) -> dict[str, NDArray[np.float32]]:
         ``"loss"``, shape (replicas, steps): the loss on each step's batch, before the step. And for each probe an array
         (replicas, times, ...).
     """
-    arm, network = task.arm, task.arm.network
-    data = task.data.load()
-    if not 1 <= task.batch_size <= len(data.train.y):
-        raise ValueError(
-            f"expected batch_size from 1 to {len(data.train.y)}, the training samples, got {task.batch_size}"
-        )
-    knobs = _knob_tensors(task)
-    seeds = [seed for seed, _ in task.replicas]
-    rows = [
-        network.parameters(torch.Generator().manual_seed(seed), dict(arm.knobs) | dict(given))
-        for seed, given in task.replicas
-    ]
-    parameters = _stacked(rows)
-    buffers = _stacked([network.buffers()] * len(seeds))
-    learnt = _matching(parameters, arm.trains, "trains")
-    optimizer = _Optimizer(arm, knobs, frozenset(_matching(parameters, arm.decays, "decays")))
-    noise_of = _Noise(network, task.batch_size, seeds)
-    orders = {
-        seed: torch.from_numpy(
-            task.order(data.train.y.numpy(), task.batch_size, task.steps + 1, np.random.default_rng(seed))
-        )
-        for seed in noise_of.unique
-    }
-    order = torch.stack([orders[seed] for seed in noise_of.unique])
-    step_of = vmap(grad_and_value(partial(_loss, network=network), has_aux=True))
+    training = _Training(task)
     due = {probe.name: probe.steps(task.steps) for probe in task.probes}
-    losses = torch.empty(len(seeds), task.steps)
+    losses = torch.empty(len(task.replicas), task.steps)
     seen: dict[str, list[Tensor]] = {}
     for step in range(task.steps + 1):
-        chosen = order[:, step][noise_of.places]
-        x, y = data.train.x[chosen], data.train.y[chosen]
-        noise = noise_of.draw()
-        factor = arm.schedule(step, task.steps)
+        training.turn(step)
         for probe in task.probes:
             if step in due[probe.name]:
-                looked = _look(probe, network, parameters, buffers, knobs, noise, (x, y), data, factor, learnt)
-                for name, value in looked.items():
+                for name, value in training.look(probe).items():
                     seen.setdefault(name, []).append(value)
-        if step == task.steps:
-            break
-        moving = {name: parameters[name] for name in learnt}
-        fixed = {name: value for name, value in parameters.items() if name not in moving}
-        gradients, (loss, buffers) = step_of(moving, fixed, buffers, x, y, knobs, noise)
-        losses[:, step] = loss
-        parameters = fixed | optimizer.step(moving, gradients, factor)
+        if step < task.steps:
+            losses[:, step] = training.advance()
     outcome = {name: torch.stack(values, 1) for name, values in seen.items()}
     return {name: value.numpy() for name, value in {"loss": losses, **outcome}.items()}
 
 
-def _look(
-    probe: Probe,
-    network: Network,
-    parameters: Tensors,
-    buffers: Tensors,
-    knobs: Tensors,
-    noise: Tensors,
-    batch: tuple[Tensor, Tensor],
-    data: Parts,
-    factor: float,
-    learnt: tuple[str, ...],
-) -> Tensors:
-    def one(p: Tensors, b: Tensors, k: Tensors, u: Tensors, x: Tensor, y: Tensor) -> Tensors:
-        moment = Moment(network, p, b, k, u, (x, y), data, factor, learnt)
-        value = probe.measure(moment, **dict(probe.options))
-        if isinstance(value, Tensor):
-            return {probe.name: value}
-        return {f"{probe.name}.{name}": each for name, each in value.items()}
+def rehearse(task: Task) -> set[str]:
+    """Take every probe of ``task`` and one step, with one replica: what is wrong shows before it has cost a training.
 
-    looked: Tensors = vmap(one)(parameters, buffers, knobs, noise, *batch)
-    return {name: value.detach().to(torch.float32) for name, value in looked.items()}
+    Returns
+    -------
+    set of str
+        The names of the knobs that were asked for.
+    """
+    training = _Training(replace(task, replicas=task.replicas[:1]))
+    training.turn(0)
+    for probe in task.probes:
+        training.look(probe)
+    training.advance()
+    return training.asked

@@ -25,8 +25,17 @@ __all__ = [
 
 
 def _part(moment: Moment, name: str, samples: int | None) -> Part:
+    if name not in moment.data._fields:
+        raise ValueError(f"expected a part among {', '.join(moment.data._fields)}, got {name!r}")
     part: Part = getattr(moment.data, name)
     return Part(part.x[:samples], part.y[:samples])
+
+
+def _ending(gradients: dict[str, Tensor], pattern: str) -> list[str]:
+    names = [name for name in gradients if name.endswith(pattern)]
+    if not names:
+        raise ValueError(f"expected a learnt parameter whose name ends in {pattern!r}, got {', '.join(gradients)}")
+    return names
 
 
 def accuracy(moment: Moment, part: str = "test", training: bool = False, samples: int | None = None) -> Tensor:
@@ -57,14 +66,14 @@ def activation_moments(moment: Moment, pattern: str = ".linear") -> dict[str, Te
 def gradient_norms(moment: Moment, pattern: str = ".weight") -> Tensor:
     """Euclidean norm of the loss's gradient for each learnt parameter whose name ends in ``pattern``: (parameters,)."""
     gradients = moment.gradients()
-    return torch.stack([value.norm() for name, value in gradients.items() if name.endswith(pattern)])
+    return torch.stack([gradients[name].norm() for name in _ending(gradients, pattern)])
 
 
 def update_ratio(moment: Moment, pattern: str = ".weight") -> Tensor:
     """Size of the next plain gradient step over the size of the parameter, for each weight: (parameters,)."""
     rate = moment.knobs["lr"] * moment.rate
     gradients = moment.gradients()
-    names = [name for name in gradients if name.endswith(pattern)]
+    names = _ending(gradients, pattern)
     return torch.stack([rate * gradients[name].norm() / moment.parameters[name].norm() for name in names])
 
 
@@ -110,7 +119,7 @@ def covariate_shift(moment: Moment, pattern: str = ".weight") -> dict[str, Tenso
     """
     rate = moment.knobs["lr"] * moment.rate
     before = moment.gradients()
-    names = [name for name in before if name.endswith(pattern)]
+    names = _ending(before, pattern)
     layer = {name: name.rsplit(".", 1)[0] for name in names}
     moved = dict(moment.parameters)
     distances, relative, cosines = [], [], []
