@@ -130,9 +130,12 @@ class TestForward:
         assert half.dtype == np.float16
         assert cache.x_hat.dtype == cache.mean.dtype == np.float32
         np.testing.assert_allclose(half, exact, atol=4e-3)  # float16's own rounding at |y| < 8
-        dx, dgamma, _ = batch_norm_backward(dy.astype(np.float16), cache)
-        assert dx.dtype == np.float16
-        assert dgamma.dtype == np.float32
+        for (dx, dgamma, _), *_ in (
+            [batch_norm_backward(dy.astype(np.float16), cache)],
+            batch_norm_backward_staged(dy.astype(np.float16), cache),
+        ):
+            assert dx.dtype == np.float16
+            assert dgamma.dtype == np.float32
 
     def test_dtype_follows_x_whatever_the_parameters(self, rng):
         x, gamma, beta, _ = made(rng, (5, 3), np.float32)
@@ -224,6 +227,7 @@ class TestBackward:
         for ours, closed in zip(staged, batch_norm_backward(dy, cache), strict=True):
             np.testing.assert_allclose(ours, closed, rtol=1e-11, atol=1e-12)
         np.testing.assert_array_equal(stages["x"], staged[0])
+        np.testing.assert_array_equal(stages["y"], dy)
         np.testing.assert_allclose(stages["x via centred"] + stages["x via mean"], stages["x"])
         np.testing.assert_allclose(stages["centred via x_hat"] + stages["centred via square"], stages["centred"])
         for name in ("square", "x_hat", "scaled", "centred", "x via mean"):
@@ -421,6 +425,9 @@ class TestErrors:
     def test_staged_wants_the_training_form(self, rng):
         _, cache = batch_norm(rng.standard_normal((4, 3)), mean=np.zeros(3), var=np.ones(3))
         with pytest.raises(ValueError, match="without a mask, got one of the inference form; use batch_norm_backward"):
+            batch_norm_backward_staged(np.ones((4, 3)), cache)
+        _, cache = batch_norm(rng.standard_normal((4, 3)), mask=np.array([True, True, False, True]))
+        with pytest.raises(ValueError, match="without a mask, got one of the masked form; use batch_norm_backward"):
             batch_norm_backward_staged(np.ones((4, 3)), cache)
 
 

@@ -166,16 +166,17 @@ def interval(
         raise ValueError(f"expected finite effects, got {values[~np.isfinite(values)]}")
     if scale == "log" and (values <= 0).any():
         raise ValueError(f"expected positive effects on a log scale, got {values[values <= 0]}")
+    if np.ptp(values) == 0:
+        return Interval(*[float(values[0])] * 3)
     seen = np.log(values) if scale == "log" else values
     of = np.mean if statistic == "mean" else np.median
-    estimate = low = high = float(of(seen))
-    if np.ptp(seen) > 0:
-        low, high = _bootstrap(seen, of, seed, "BCa" if statistic == "mean" else "percentile")
-        if math.isnan(low) or math.isnan(high):
-            low, high = _bootstrap(seen, of, seed, "percentile")
-    if scale == "log":
-        return Interval(math.exp(estimate), math.exp(low), math.exp(high))
-    return Interval(estimate, low, high)
+    low, high = _bootstrap(seen, of, seed, "BCa" if statistic == "mean" else "percentile")
+    if math.isnan(low) or math.isnan(high):
+        low, high = _bootstrap(seen, of, seed, "percentile")
+    ends = np.array([of(seen), low, high])
+    # Rounding may not carry them out of the range of the effects, nor an effect that is at the line beyond it.
+    found = np.clip(np.exp(ends) if scale == "log" else ends, values.min(), values.max())
+    return Interval(*map(float, found))
 
 
 def _bootstrap(
@@ -183,8 +184,8 @@ def _bootstrap(
 ) -> tuple[float, float]:
     from scipy import stats
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)  # then the ends are NaN, and the caller sees it
+    with warnings.catch_warnings(), np.errstate(all="ignore"):  # what is not defined is NaN, and the caller sees it
+        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
         ends = stats.bootstrap(
             (values,),
             of,
@@ -265,7 +266,7 @@ def _checked(claim: str, criterion: Criterion, effect: ArrayLike) -> NDArray[np.
     where = f"claim {claim}, criterion {criterion.name!r}"
     expected, least = ("(checks,)", 1) if criterion.exact else ("(seeds,)", 2)
     if values.ndim != 1 or len(values) < least:
-        raise ValueError(f"{where}: expected effects of shape {expected}, at least {least}, got shape {values.shape}")
+        raise ValueError(f"{where}: expected effects of shape {expected}, {least} or more, got shape {values.shape}")
     wrong, wanted = ~np.isfinite(values), "finite effects (a run that diverged needs a finite value too)"
     if not wrong.any() and criterion.exact:
         wrong, wanted = values < 0, "sizes of errors, which are not negative"

@@ -147,14 +147,14 @@ def _defining(package: str, alias: ast.alias, root: Path, tree: ast.Module, seen
 
 
 def _attributes(name: str, tree: ast.Module) -> list[str] | None:
-    """Which attributes of a name are used; None if the name is used in any other way."""
+    """Which attributes of a name are used; None if the name is used in any other way, or only passed on."""
     used = [node for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id == name]
     through = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == name
     ]
-    return sorted({node.attr for node in through}) if len(used) == len(through) else None
+    return sorted({node.attr for node in through}) if 0 < len(used) == len(through) else None
 
 
 @cache
@@ -198,7 +198,7 @@ def _wordy(node: ast.AST) -> Iterator[tuple[int, int, int, int]]:
         given: list[ast.expr | ast.keyword] = [*node.args, *node.keywords]
         arguments = sorted(given, key=lambda argument: (argument.lineno, argument.col_offset))
         ends = [(argument.lineno, argument.col_offset) for argument in arguments[1:]]
-        ends.append((node.end_lineno or 0, (node.end_col_offset or 0) - 1))
-        for argument, end in zip(arguments, ends, strict=True):
+        last = (node.end_lineno or 0, (node.end_col_offset or 0) - 1)
+        for argument, end in zip(arguments, [*ends, last], strict=False):
             if isinstance(argument, ast.keyword) and argument.arg in PROSE:
                 yield argument.lineno, argument.col_offset, *end

@@ -21,7 +21,25 @@ from bnlearn.claims._claim import FULL, Claim, Scale
 from bnlearn.claims._digest import digest
 from bnlearn.claims._records import RECORDS, CorruptRecordError, Record
 
-THEMES = ("bnlearn.claims.transform", "bnlearn.claims.speed")
+THEMES = (
+    "bnlearn.claims.transform",
+    "bnlearn.claims.speed",
+    "bnlearn.claims.signal",
+    "bnlearn.claims.affine",
+    "bnlearn.claims.depth",
+    "bnlearn.claims.shift",
+    "bnlearn.claims.landscape",
+    "bnlearn.claims.regularisation",
+    "bnlearn.claims.order",
+    "bnlearn.claims.batches",
+    "bnlearn.claims.leaks",
+    "bnlearn.claims.domains",
+    "bnlearn.claims.robustness",
+    "bnlearn.claims.cost",
+    "bnlearn.claims.sequences",
+    "bnlearn.claims.variants",
+    "bnlearn.claims.methods",
+)
 """The modules that claims are declared in, each with its ``CLAIMS``. A new theme is a new line here."""
 
 _EVIDENCE = ("torch", "scipy", "joblib", "tqdm", "sklearn")

@@ -102,7 +102,7 @@ def undone(rng: np.random.Generator) -> float:
 # A3: is it linear, up to a constant?
 
 
-def departure(f: Callable[[Array], Array], x: Array, other: Array) -> Array:
+def departure(f: Callable[[Array], Any], x: Array, other: Array) -> Any:
     """How far f of a mixture is from the mixture of f: nothing, for an affine map."""
     return f(0.3 * x + 0.7 * other) - 0.3 * f(x) - 0.7 * f(other)
 
@@ -112,10 +112,10 @@ def linearity(rng: np.random.Generator) -> tuple[float, float, float]:
     x, gamma, beta, other = problem(rng)
     mean, var = rng.normal(size=len(gamma)), rng.uniform(0.1, 5, len(gamma))
 
-    def inference(x: Array) -> Array:
+    def inference(x: Array) -> Any:
         return batch_norm(x, gamma, beta, mean=mean, var=var)[0]
 
-    def training(x: Array) -> Array:
+    def training(x: Array) -> Any:
         return batch_norm(x, gamma, beta)[0]
 
     still, live = departure(inference, x, other), departure(training, x, other)

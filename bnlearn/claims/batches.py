@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as nnf
 
 from bnlearn.claims._claim import Claim, Criterion, Measurement, Scale
+from bnlearn.claims._tuning import TEST, VALIDATION, difference
 from bnlearn.lab import (
     MLP,
     Arm,
@@ -40,25 +41,11 @@ TUNED = (
     "Handwritten digits, three hidden layers of 64 with ReLU and He initialisation, plain SGD; each arm takes the rate "
     "of the grid that is best on the validation part, and is judged on the test part."
 )
-VALIDATION = Probe("validation", probes.accuracy, options=(("part", "validation"),))
-TEST = Probe("test", probes.accuracy)
 
 
 def with_norm(name: str, norm: Norm | None) -> Arm:
     """The network of this module with ``norm``."""
     return Arm(name, replace(NET, norm=norm))
-
-
-def tuned(outcome: Outcome, name: str = "test") -> tuple[NDArray[np.float64], dict[str, float]]:
-    """What the best rate gives for each seed, shape (seeds,), and the knobs of that point."""
-    best = outcome.best("validation")
-    return outcome[name][best][:, -1].astype(np.float64), dict(outcome.points[best])
-
-
-def gap(first: Outcome, second: Outcome, names: tuple[str, str]) -> Measurement:
-    """Test accuracy of the first arm minus that of the second, each at its best rate."""
-    (a, a_knobs), (b, b_knobs) = tuned(first), tuned(second)
-    return Measurement(a - b, dict(zip(names, (a, b), strict=True)), dict(zip(names, (a_knobs, b_knobs), strict=True)))
 
 
 def two_classes(labels: NDArray[np.int64], batch_size: int, steps: int, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -86,9 +73,7 @@ def _compared(scale: Scale, batch_size: int, steps: int, order: Order = shuffled
 def run_c1(scale: Scale) -> dict[str, Measurement]:
     """Group norm against batch norm, from two samples on."""
     return {
-        f"batch of {size}": gap(
-            (o := _compared(scale, size, steps))["group norm"], o["batch norm"], ("group norm", "batch norm")
-        )
+        f"batch of {size}": difference(_compared(scale, size, steps), "group norm", "batch norm")
         for size, steps in ((2, 400), (16, 300))
     }
 
@@ -97,8 +82,7 @@ def run_c2(scale: Scale) -> dict[str, Measurement]:
     """Layer norm against batch norm, on batches of one class and of two."""
     found = {}
     for name, order in {"one class in a batch": sorted_by_class, "two classes in a batch": two_classes}.items():
-        outcome = _compared(scale, 32, 300, order)
-        found[name] = gap(outcome["layer norm"], outcome["batch norm"], ("layer norm", "batch norm"))
+        found[name] = difference(_compared(scale, 32, 300, order), "layer norm", "batch norm")
     return found
 
 
@@ -225,9 +209,9 @@ CLAIMS: tuple[Claim, ...] = (
         sources=("P", "wu2021rethinking"),
         theme=THEME,
         setting=(
-            f"{TUNED} The gap is the distance between the test loss with running statistics and that with the statistics of "
-            "test batches as large as those of training, after 60 steps of 64 or 300 of 4. The running average does not "
-            "reach the weights, so both momenta have the same ones."
+            f"{TUNED} The gap is the distance between the test loss with running statistics and that with the "
+            "statistics of test batches as large as those of training, after 60 steps of 64 or 300 of 4. The running "
+            "average does not reach the weights, so both momenta have the same ones."
         ),
         criteria=(
             Criterion("momentum 0.01 against 0.1", "growth of the gap, in nats", support=0.05, refute=0.01),

@@ -199,8 +199,8 @@ CLAIMS: tuple[Claim, ...] = (
         sources=("P",),
         theme=THEME,
         setting=(
-            "PyTorch networks of three convolutions of random sizes, a forward pass in training; what autograd keeps is "
-            "counted, so nothing is random but the sizes."
+            "PyTorch networks of three convolutions of random sizes, a forward pass in training; what autograd keeps "
+            "is counted, so nothing is random but the sizes."
         ),
         criteria=(
             Criterion("mean and variance", "their share of the memory that batch norm adds", 0.1, 0.02),
@@ -230,8 +230,8 @@ CLAIMS: tuple[Claim, ...] = (
         sources=("P",),
         theme=THEME,
         setting=(
-            "A PyTorch network of three convolutions of 16 channels on images of 16 x 16, in evaluation, one thread. Some "
-            "introductions say so, others that the overhead is negligible."
+            "A PyTorch network of three convolutions of 16 channels on images of 16 x 16, in evaluation, one thread. "
+            "Some introductions say so, others that the overhead is negligible."
         ),
         criteria=(
             Criterion("one sample", "time with batch norm over without", 1.05, 1.03, "median", "log"),
@@ -246,11 +246,11 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="C18",
         statement="In half precision, batch normalisation needs float32 statistics.",
-        sources=("own",),
+        sources=("-",),
         theme=THEME,
         setting=(
-            "4,096 normal values in each of 8 channels; the largest error of the normalised values, against float64 on the "
-            "same rounded input. Both centre first; the output is in half precision either way."
+            "4,096 normal values in each of 8 channels; the largest error of the normalised values, against float64 on "
+            "the same rounded input. Both centre first; the output is in half precision either way."
         ),
         criteria=tuple(
             Criterion(name, "error with statistics in half precision over float32 ones", 2.0, 1.1, scale="log")

@@ -8,11 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bnlearn import datasets, functional
 from bnlearn.claims._claim import Claim, Criterion, Measurement, Scale
+from bnlearn.claims._tuning import TEST, VALIDATION, difference, tuned
 from bnlearn.lab import (
     MLP,
     Arm,
@@ -31,17 +31,11 @@ from bnlearn.lab import (
 THEME = "Other data"
 CHAPTER = "notebooks/61_limits"
 NET = MLP(sizes=(64, 64, 64, 64, 10))
-VALIDATION = Probe("validation", probes.accuracy, options=(("part", "validation"),))
-TEST = Probe("test", probes.accuracy)
 RATES = (0.1, 0.3, 1.0)
 
 
 def _seeds(scale: Scale) -> tuple[int, ...]:
     return tuple(range(scale.seeds))
-
-
-def _last(outcome: Outcome, name: str, by: str = "validation") -> NDArray[np.float64]:
-    return outcome[name][outcome.best(by)][:, -1].astype(np.float64)
 
 
 def another_light(x: Tensor) -> Tensor:
@@ -76,9 +70,9 @@ class AdaptableNorm(BatchNorm):
         """The normalised ``x``."""
         if run.training or self.target is None:
             return super().__call__(x, p, prefix, run)
-        source = (run.buffers[f"{prefix}running_{which}"] for which in ("mean", "var"))
+        mean, var = (run.buffers[f"{prefix}running_{which}"] for which in ("mean", "var"))
         cache = functional.batch_norm(x[: self.target])[1]
-        given = functional.adapt_statistics(*source, cache.mean, cache.var, self.target)
+        given = functional.adapt_statistics(mean, var, cache.mean, cache.var, self.target)
         y: Tensor = functional.batch_norm(x, *self._affine(p, prefix), mean=given[0], var=given[1], eps=self.eps)[0]
         return y
 
@@ -109,7 +103,7 @@ def _adapted(scale: Scale) -> Outcome:
 
 def _regained(scale: Scale, shift: str, samples: int) -> Measurement:
     outcome = _adapted(scale)
-    adapted, stale = _last(outcome, f"on.{shift}, {samples}"), _last(outcome, f"on.{shift}")
+    adapted, stale = tuned(outcome, f"on.{shift}, {samples}"), tuned(outcome, f"on.{shift}")
     arms = {f"statistics of {samples} samples": adapted, "statistics of the training data": stale}
     return Measurement(adapted - stale, arms)
 
@@ -117,7 +111,7 @@ def _regained(scale: Scale, shift: str, samples: int) -> Measurement:
 def run_c5(scale: Scale) -> dict[str, Measurement]:
     """What another light costs, and what the new domain's statistics give back."""
     outcome = _adapted(scale)
-    same, stale = _last(outcome, "on.same"), _last(outcome, "on.light")
+    same, stale = tuned(outcome, "on.same"), tuned(outcome, "on.light")
     return {
         "light: lost": Measurement(same - stale, {"same domain": same, "another light": stale}),
         "light: regained": _regained(scale, "light", 300),
@@ -142,8 +136,9 @@ class WeighingNorm(BatchNorm):
         if run.training or "own_weight" not in run.knobs:
             return super().__call__(x, p, prefix, run)
         mean, var = run.buffers[f"{prefix}running_mean"], run.buffers[f"{prefix}running_var"]
-        given = {"mean": mean, "var": var, "weight": run.knobs["own_weight"], "eps": self.eps}
-        y: Tensor = functional.example_weighing(x, *self._affine(p, prefix), **given)[0]
+        y: Tensor = functional.example_weighing(
+            x, *self._affine(p, prefix), mean=mean, var=var, weight=run.knobs["own_weight"], eps=self.eps
+        )[0]
         return y
 
 
@@ -228,7 +223,7 @@ class Pretrained(MLP):
 
     Attributes
     ----------
-    seeds, steps : int
+    seeds, steps_before : int
         Of the pre-training.
     """
 
@@ -244,11 +239,11 @@ class Pretrained(MLP):
 
 def run_c6(scale: Scale) -> dict[str, Measurement]:
     """Frozen against live statistics on 100 samples of another task."""
-    made = {"seeds": scale.seeds, "steps_before": scale.steps(200)}
+    steps = scale.steps(200)
     learnt = ("*.weight", "*.bias", "*.gamma", "*.beta")
     arms = (
-        Arm("frozen", Pretrained(NET.sizes, FrozenNorm(), **made), trains=learnt),
-        Arm("live", Pretrained(NET.sizes, BatchNorm(), **made), trains=learnt),
+        Arm("frozen", Pretrained(NET.sizes, FrozenNorm(), seeds=scale.seeds, steps_before=steps), trains=learnt),
+        Arm("live", Pretrained(NET.sizes, BatchNorm(), seeds=scale.seeds, steps_before=steps), trains=learnt),
     )
     data = Data(other_digits, samples=100)
     found = {}
@@ -256,9 +251,7 @@ def run_c6(scale: Scale) -> dict[str, Measurement]:
         rates = (0.003, 0.01, 0.03, 0.1)
         sweep = Sweep(arms, {"lr": rates}, _seeds(scale), scale.steps(150), size, (VALIDATION, TEST), data)
         outcomes = run(sweep)
-        both = {name: _last(outcome, "test") for name, outcome in outcomes.items()}
-        knobs = {name: outcome.points[outcome.best()] for name, outcome in outcomes.items()}
-        found[f"batch of {size}"] = Measurement(both["frozen"] - both["live"], both, knobs)
+        found[f"batch of {size}"] = difference(outcomes, "frozen", "live")
     return found
 
 

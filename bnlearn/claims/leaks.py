@@ -14,6 +14,7 @@ from torch.nn import functional as nnf
 
 from bnlearn import datasets, functional
 from bnlearn.claims._claim import Claim, Criterion, Measurement, Scale
+from bnlearn.claims._tuning import TEST, VALIDATION, difference, tuned
 from bnlearn.claims.batches import precise
 from bnlearn.lab import (
     MLP,
@@ -34,25 +35,11 @@ from bnlearn.lab import (
 
 THEME = "Leaks"
 CHAPTER = "notebooks/61_limits"
-VALIDATION = Probe("validation", probes.accuracy, options=(("part", "validation"),))
-TEST = Probe("test", probes.accuracy)
 
 
 def _dataset(name: str, parts: Mapping[str, tuple[NDArray[np.float32], NDArray[np.int64]]]) -> datasets.Dataset:
     train, validation, test = (datasets.Part(*parts[key]) for key in ("train", "validation", "test"))
     return datasets.Dataset(train, validation, test, 0.0, 1.0, name)
-
-
-def _tuned(
-    outcome: Outcome, name: str = "test", by: str = "validation"
-) -> tuple[NDArray[np.float64], dict[str, float]]:
-    best = outcome.best(by)
-    return outcome[name][best][:, -1].astype(np.float64), dict(outcome.points[best])
-
-
-def _difference(outcomes: Mapping[str, Outcome], first: str, second: str, name: str = "test") -> Measurement:
-    (a, a_knobs), (b, b_knobs) = (_tuned(outcomes[arm], name) for arm in (first, second))
-    return Measurement(a - b, {first: a, second: b}, {first: a_knobs, second: b_knobs})
 
 
 # C8: padding
@@ -107,8 +94,10 @@ class PositionNet(Network):
         gamma, beta = p["0.gamma"], p["0.beta"]
         if run.training:
             x, cache = functional.batch_norm(x, gamma, beta, mask=mask if self.masked else None)
-            for name, new in (("mean", cache.mean), ("var", cache.var)):
-                run.buffers[name] = 0.9 * run.buffers[name] + 0.1 * new.detach()
+            new = functional.update_running(
+                run.buffers["mean"], run.buffers["var"], cache.mean, cache.var, 1, unbiased=False
+            )
+            run.buffers.update(zip(("mean", "var"), new, strict=True))
         else:
             x = functional.batch_norm(x, gamma, beta, mean=run.buffers["mean"], var=run.buffers["var"])[0]
         data = mask[:, None].float()
@@ -132,9 +121,10 @@ def run_c8(scale: Scale) -> dict[str, Measurement]:
             Data(padded, False),
         )
     )
+    names = ("masked", "padding in the statistics")
     return {
-        "padded as in training": _difference(outcomes, *outcomes, name="validation"),
-        "padded more than in training": _difference(outcomes, *outcomes),
+        "padded as in training": difference(outcomes, *names, "validation"),
+        "padded more than in training": difference(outcomes, *names),
     }
 
 
@@ -161,7 +151,8 @@ def run_c9(scale: Scale) -> dict[str, Measurement]:
     found = run(Sweep((arm,), {"lr": (0.1, 0.3, 1.0)}, tuple(range(scale.seeds)), scale.steps(300), 64, watched))[
         "dropout"
     ]
-    (ratio, knobs), (again, _), (running, _) = (_tuned(found, name) for name in ("ratio", "estimated again", "test"))
+    ratio, again, running = (tuned(found, name) for name in ("ratio", "estimated again", "test"))
+    knobs = found.points[found.best("validation")]
     arms = {"statistics without dropout": again, "running statistics": running}
     return {
         "variance": Measurement(ratio, {"ratio": ratio}, knobs),
@@ -230,7 +221,7 @@ def run_c15(scale: Scale) -> dict[str, Measurement]:
             arms, {"lr": (0.1, 0.3)}, tuple(range(scale.seeds)), scale.steps(300), 32, (VALIDATION, TEST), Data(pairs)
         )
     )
-    return {"batches of two": _difference(outcomes, "batch norm", "layer norm")}
+    return {"batches of two": difference(outcomes, "batch norm", "layer norm")}
 
 
 # C17: rare cases
@@ -269,14 +260,14 @@ def _rare(scale: Scale, batch_size: int) -> dict[str, Outcome]:
 
 def run_c17(scale: Scale) -> dict[str, Measurement]:
     """No normaliser against batch norm, where most batches hold no rare case and where all hold some."""
-    return {f"batch of {size}": _difference(_rare(scale, size), "no normaliser", "batch norm") for size in (16, 256)}
+    return {f"batch of {size}": difference(_rare(scale, size), "no normaliser", "batch norm") for size in (16, 256)}
 
 
 CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="C8",
         statement="Padding pollutes the statistics of a batch.",
-        sources=("own",),
+        sources=("-",),
         theme=THEME,
         setting=(
             "Made sequences of 1 to 24 positions with 8 channels and 6 classes, padded with zeros; a linear layer, "

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad
 from torch.nn import functional as nnf
 
 from bnlearn import datasets, functional
 from bnlearn.claims._claim import Claim, Criterion, Measurement, Scale
+from bnlearn.claims._tuning import TEST, VALIDATION, difference, tuned
 from bnlearn.lab import (
     MLP,
     Arm,
@@ -23,28 +23,20 @@ from bnlearn.lab import (
     GroupNorm,
     Moment,
     Norm,
-    Outcome,
     Probe,
     Sweep,
     draw_weight,
-    probes,
     run,
 )
 
 THEME = "Robustness"
 CHAPTER = "notebooks/61_limits"
 NET = MLP(sizes=(64, 64, 64, 64, 10))
-VALIDATION = Probe("validation", probes.accuracy, options=(("part", "validation"),))
-TEST = Probe("test", probes.accuracy)
 RATES = (0.1, 0.3, 1.0)
 
 
 def _seeds(scale: Scale) -> tuple[int, ...]:
     return tuple(range(scale.seeds))
-
-
-def _last(outcome: Outcome, name: str, by: str = "validation") -> NDArray[np.float64]:
-    return outcome[name][outcome.best(by)][:, -1].astype(np.float64)
 
 
 def _right(moment: Moment, x: Tensor, y: Tensor) -> Tensor:
@@ -74,8 +66,8 @@ def _score(p: Mapping[str, Tensor], x: Tensor, statistics: str) -> Tensor:
         h = nnf.linear(x, p["w"] * scale[:, None], p["beta"] - p["mean"] * scale)
     else:
         h = nnf.linear(x, p["w"])
-        given = {} if statistics == "batch" else {"mean": p["mean"], "var": p["var"]}
-        h = functional.batch_norm(h, p["gamma"], p["beta"], **given)[0]
+        mean, var = (None, None) if statistics == "batch" else (p["mean"], p["var"])
+        h = functional.batch_norm(h, p["gamma"], p["beta"], mean=mean, var=var)[0]
     return nnf.linear(torch.tanh(h), p["v"])[0, 0]
 
 
@@ -125,8 +117,7 @@ def run_c16(scale: Scale) -> dict[str, Measurement]:
     outcomes = run(Sweep(arms, {"lr": (0.03, 0.1, 0.3)}, _seeds(scale), scale.steps(300), 64, watched))
     found = {}
     for name, kind in (("fast gradient sign, 0.3", "attack"), ("random signs, 0.3", "noise")):
-        both = {arm: _last(outcome, f"under.{kind}") for arm, outcome in outcomes.items()}
-        found[name] = Measurement(both["no normaliser"] - both["batch norm"], both)
+        found[name] = difference(outcomes, "no normaliser", "batch norm", f"under.{kind}")
     return found
 
 
@@ -173,11 +164,10 @@ def run_c14(scale: Scale) -> dict[str, Measurement]:
     rates = (0.01, 0.03, 0.1)
     sweep = Sweep(arms, {"lr": rates}, _seeds(scale), scale.steps(400), 4, watched, Data(scenes, flat=False))
     outcomes = run(sweep)
-    both = {name: _last(outcome, "test") for name, outcome in outcomes.items()}
-    gap = _last(outcomes["batch norm"], "regions")
+    gap = tuned(outcomes["batch norm"], "regions")
     return {
         "object against ground": Measurement(gap, {"gap": gap}),
-        "accuracy, batch of 4": Measurement(both["group norm"] - both["batch norm"], both),
+        "accuracy, batch of 4": difference(outcomes, "group norm", "batch norm"),
     }
 
 

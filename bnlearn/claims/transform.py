@@ -306,7 +306,7 @@ CLAIMS = (
     ),
     Claim(
         id="A16",
-        statement="With n values per channel no normalised value is larger than sqrt(n - 1); a single outlier reaches it.",
+        statement="Of n normalised values per channel, none is larger than sqrt(n - 1); a single outlier reaches it.",
         sources=("-",),
         theme=THEME,
         setting="3 to 99 values per channel, eps = 0; drawn with heavy tails (Cauchy), or all the same but one.",

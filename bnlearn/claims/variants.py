@@ -8,11 +8,11 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bnlearn import functional
 from bnlearn.claims._claim import Claim, Criterion, Measurement, Scale
+from bnlearn.claims._tuning import TEST, VALIDATION, difference, tuned
 from bnlearn.claims.batches import two_classes
 from bnlearn.lab import (
     MLP,
@@ -26,9 +26,7 @@ from bnlearn.lab import (
     Order,
     Outcome,
     Pass,
-    Probe,
     Sweep,
-    probes,
     run,
     shuffled,
 )
@@ -36,8 +34,6 @@ from bnlearn.lab import (
 THEME = "Variants"
 NET = MLP(sizes=(64, 64, 64, 64, 10))
 IMAGES = ConvNet(channels=(1, 8, 16, 16), strides=(1, 2, 2))
-VALIDATION = Probe("validation", probes.accuracy, options=(("part", "validation"),))
-TEST = Probe("test", probes.accuracy)
 SETTING = (
     "Handwritten digits, three hidden layers of 64 with ReLU and He initialisation, plain SGD; each arm takes the rate "
     "of the grid (five values) that is best on the validation part, and is judged on the test part. 400 steps of 2 "
@@ -85,9 +81,16 @@ class FullNorm(BatchNorm):
             return super().__call__(x, p, prefix, run)
         names = [f"{prefix}running_{which}" for which in ("mean", "var")]
         mean, var = (run.buffers[name] for name in names)
-        given = {"mean": mean, "var": var, "momentum": self.momentum, "eps": self.eps}
-        y, cache = functional.full_norm(x, *self._affine(p, prefix), **given)
-        run.buffers.update(zip(names, (cache.mean.detach(), cache.var.detach()), strict=True))
+        y, cache = functional.full_norm(
+            x, *self._affine(p, prefix), mean=mean, var=var, momentum=self.momentum, eps=self.eps
+        )
+        run.buffers.update(
+            zip(
+                names,
+                functional.update_running(mean, var, cache.mean, cache.var, 1, momentum=1.0, unbiased=False),
+                strict=True,
+            )
+        )
         normed: Tensor = y
         return normed
 
@@ -210,20 +213,10 @@ def _trained(scale: Scale, name: str, batch_size: int, order: Order = shuffled) 
     return run(Sweep((arm,), {"lr": rates}, seeds, steps, batch_size, watched, Data(flat=not images), order))[name]
 
 
-def _accuracy(
-    scale: Scale, name: str, batch_size: int, order: Order = shuffled
-) -> tuple[NDArray[np.float64], dict[str, float]]:
-    outcome = _trained(scale, name, batch_size, order)
-    best = outcome.best("validation")
-    return outcome["test"][best][:, -1].astype(np.float64), dict(outcome.points[best])
-
-
-def compared(
-    scale: Scale, first: str, second: str, batch_size: int, order: Order = shuffled, allowed: float = 0.0
-) -> Measurement:
-    """Test accuracy of ``first`` minus that of ``second`` (plus what is ``allowed``), each at its best rate."""
-    (a, a_knobs), (b, b_knobs) = (_accuracy(scale, name, batch_size, order) for name in (first, second))
-    return Measurement(a - b + allowed, {first: a, second: b}, {first: a_knobs, second: b_knobs})
+def compared(scale: Scale, first: str, second: str, batch_size: int, order: Order = shuffled) -> Measurement:
+    """Test accuracy of ``first`` minus that of ``second``, each at its best rate."""
+    outcomes = {name: _trained(scale, name, batch_size, order) for name in (first, second)}
+    return difference(outcomes, first, second)
 
 
 def run_d3(scale: Scale) -> dict[str, Measurement]:
@@ -240,7 +233,7 @@ def run_d5(scale: Scale) -> dict[str, Measurement]:
     return {
         "batch of 2: beside group norm alone": compared(scale, both, "group norm", 2),
         "batch of 2: beside batch norm at 32": Measurement(
-            (a := _accuracy(scale, both, 2)[0]) - (b := _accuracy(scale, "batch norm", 32)[0]),
+            (a := tuned(_trained(scale, both, 2))) - (b := tuned(_trained(scale, "batch norm", 32))),
             {f"{both}, batch of 2": a, "batch norm, batch of 32": b},
         ),
     }

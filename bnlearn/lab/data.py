@@ -88,6 +88,10 @@ class Order(Protocol):
         """Indices (steps, batch_size) into the training part."""
         ...
 
+    def __hash__(self) -> int:
+        """A function has one."""
+        ...
+
 
 def shuffled(labels: NDArray[np.int64], batch_size: int, steps: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """Every epoch in a new order, without what would be a smaller last batch."""

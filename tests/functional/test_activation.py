@@ -193,6 +193,7 @@ class TestDynamicTanh:
         for left, right in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(left, np.reshape(right, left.shape))
         np.testing.assert_array_equal(dynamic_tanh(a["x"])[0], np.tanh(0.5 * a["x"]))
+        np.testing.assert_array_equal(dynamic_tanh(a["x"], 2)[0], np.tanh(2 * a["x"]))
 
     def test_without_gamma_and_beta_they_are_ones_and_zeros(self, rng):
         x, dy = rng.standard_normal((5, 3)), rng.standard_normal((5, 3))

@@ -324,11 +324,26 @@ class TestBatchRenorm:
         np.testing.assert_array_equal(cache.d[2:], [5, -5])
         assert np.all((cache.r[2:] > 1 / 3) & (cache.r[2:] < 3))
 
+    def test_the_limits_it_has_by_default(self, rng):
+        x = 20 * rng.standard_normal((9, 2)) + np.array([50.0, -50.0])
+        _, cache = batch_renorm(x, mean=np.zeros(2), var=np.ones(2))
+        np.testing.assert_array_equal([cache.r, cache.d], [[3, 3], [5, -5]])
+
     def test_limits_as_arrays(self, rng):
+        """Also of one per channel, and of another dtype, which does not become that of what is kept."""
         d = {name: torch.tensor(value) for name, value in made(rng, (6, 3)).items()}
         limits = {"r_max": torch.tensor(1.2), "d_max": torch.tensor(0.3)}
         y, _ = batch_renorm(d["x"], **statistics(d), **limits)
         close([y], [batch_renorm(d["x"], **statistics(d), r_max=1.2, d_max=0.3)[0]], 1e-7)
+        d = made(rng, (6, 3), np.float32)
+        limits = {"r_max": np.full(3, 1.2), "d_max": np.full(3, 0.3)}
+        y, cache = batch_renorm(d["x"], **statistics(d), **limits)
+        close([y], [batch_renorm(d["x"], **statistics(d), r_max=1.2, d_max=0.3)[0]], 1e-6)
+        assert cache.r.dtype == cache.d.dtype == np.float32
+
+    def test_an_empty_batch_is_not_corrected(self):
+        _, cache = batch_renorm(np.empty((0, 3)), mean=np.ones(3), var=np.full(3, 4.0))
+        np.testing.assert_array_equal([cache.r, cache.d], [np.ones(3), np.zeros(3)])
 
     def test_its_batch_statistics_are_for_the_running_ones(self, rng):
         d = made(rng, (6, 3, 4))
@@ -669,6 +684,8 @@ class TestAdaptStatistics:
         np.testing.assert_array_equal(adapt_statistics(*given, 5), [target["mean"], target["var"]])
         np.testing.assert_array_equal(adapt_statistics(*given, 5, prior=math.inf), [source["mean"], source["var"]])
         np.testing.assert_array_equal(adapt_statistics(*given, 0), [source["mean"], source["var"]])
+        lost = np.full(3, np.nan)
+        np.testing.assert_array_equal(adapt_statistics(lost, lost, *given[2:], 5), [target["mean"], target["var"]])
 
     @pytest.mark.parametrize("library", TO)
     def test_the_mix(self, rng, library):
@@ -693,3 +710,6 @@ class TestAdaptStatistics:
             adapt_statistics(ones, ones, ones, ones, 4, prior=-1)
         with pytest.raises(ValueError, match="expected n >= 0 samples of the target, got -2"):
             adapt_statistics(ones, ones, ones, ones, -2)
+        for name, given in (("source_mean", (np.ones(3, int), ones)), ("source_var", (ones, np.ones(3, int)))):
+            with pytest.raises(TypeError, match=f"expected {name} of a real floating-point dtype, got int64"):
+                adapt_statistics(*given, ones, ones, 4)

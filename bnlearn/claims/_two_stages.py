@@ -25,7 +25,7 @@ def tuned(
     ----------
     arm : Arm
     grid : mapping of str to values
-        Knobs.
+        Knobs. A quick scale keeps every second rate.
     scale : Scale
     steps, batch_size : int
         Of each training.
@@ -38,7 +38,9 @@ def tuned(
     point : dict
         The knobs that were chosen.
     """
-    first = 1 if scale.quick else min(tuning, scale.seeds - 1)
+    first = tuning
+    if scale.quick:
+        first, grid = 1, {**grid, "lr": grid["lr"][::2]}
     sweep = Sweep((arm,), grid, tuple(range(first)), scale.steps(steps), batch_size, PROBES, at_once=100)
     outcome = run(sweep)[arm.name]
     best = outcome.best()

@@ -1,0 +1,134 @@
+"""Sphinx extension: the records of the ledger as cards, straight from the files that ``make ledger`` wrote.
+
+``{ledger} B`` shows the claims whose names begin with B; ``{ledger-summary}`` counts the verdicts. The records are read
+as JSON, so the book is built without what it takes to run a claim.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+RECORDS = Path(__file__).parents[2] / "bnlearn" / "claims" / "records"
+PAGE = "book/ledger"
+VERDICTS = ("supported", "depends", "refuted", "not shown here")
+SAID_BY = {"P": "popular introductions", "-": "this book"}
+
+
+def records(letter: str = "") -> dict[Path, dict[str, Any]]:
+    """The records whose names begin with ``letter``, in the order of their names."""
+    files = sorted(RECORDS.glob(f"{letter}*.json"), key=lambda path: (path.stem[0], int(path.stem[1:])))
+    return {path: json.loads(path.read_text("utf-8")) for path in files}
+
+
+def plain(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|$])", r"\\\1", text)
+
+
+def number(value: float) -> str:
+    """Three significant digits, or a power of ten."""
+    if value and not 1e-3 <= abs(value) < 1e5:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
+    return f"{value:.3g}".replace("-", "−")
+
+
+def finding(criterion: dict[str, Any], result: dict[str, Any]) -> str:
+    """One criterion as a line: what was measured, its interval, and the lines that were drawn beforehand."""
+    if criterion["exact"]:
+        measured = number(result["estimate"])
+        lines = f"supports up to {number(criterion['support'])}"
+    else:
+        measured = f"{number(result['estimate'])} [{number(result['low'])}, {number(result['high'])}]"
+        lines = f"supports from {number(criterion['support'])}, refutes below {number(criterion['refute'])}"
+    name, effect = plain(criterion["name"]), plain(criterion["effect"])
+    return f"- *{name}.* {effect[0].upper()}{effect[1:]}: **{measured}**; {lines}: **{result['verdict']}**"
+
+
+def box(kind: str, lines: Iterable[str], colons: int = 4, name: str = "") -> Iterator[str]:
+    """Lines in a container of the given classes."""
+    yield f"{':' * colons}{{container}} {kind}"
+    if name:
+        yield f":name: {name}"
+    yield ""
+    yield from lines
+    yield ":" * colons
+    yield ""
+
+
+def card(path: Path, record: dict[str, Any]) -> Iterator[str]:
+    """One record as MyST."""
+    verdict, chapter = record["verdict"], record["chapter"]
+    said = [SAID_BY[key] if key in SAID_BY else f"{{cite:t}}`{key}`" for key in record["sources"]]
+    links = [f"{{download}}`record </{path.relative_to(RECORDS.parents[2])}>`"]
+    if chapter:
+        suffix = ".ipynb" if chapter.startswith("notebooks/") else ".md"
+        links.insert(0, f"[](/{chapter}{suffix})")
+
+    def lines() -> Iterator[str]:
+        yield from box("claim-head", [f"**{record['id']}** {verdict}"], 5)
+        yield from box("claim-statement", [plain(record["statement"])], 5)
+        for criterion in record["criteria"]:
+            yield finding(criterion, record["results"][criterion["name"]])
+        yield ""
+        setting = f"{record['setting']} {record['note']}".strip()
+        yield from box("claim-setting", [f"{plain(setting)} {record['scale']['seeds']} seeds."], 5)
+        yield from box("claim-theme", [plain(record["theme"])], 5)
+        yield from box("claim-said-by", ["; ".join(said)], 5)
+        yield from box("claim-links", [" · ".join(links)], 5)
+
+    yield from box(f"claim verdict-{verdict.replace(' ', '-')}", lines(), 6, f"claim-{record['id'].lower()}")
+
+
+class Ledger(SphinxDirective):
+    """The claims of one letter."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        found = records(self.arguments[0])
+        if not found:
+            raise self.error(f"expected records named {self.arguments[0]}*.json in {RECORDS}; run `make ledger`")
+        lines: list[str] = []
+        for path, record in found.items():
+            self.env.note_dependency(str(path))
+            lines += card(path, record)
+        return parsed(self, lines)
+
+
+class LedgerSummary(SphinxDirective):
+    """How many claims there are, and how many of each verdict."""
+
+    def run(self) -> list[nodes.Node]:
+        found = Counter(record["verdict"] for record in records().values())
+        counts = [f"**{found[verdict]}** {verdict}" for verdict in VERDICTS]
+        return parsed(self, [f"**{found.total()}** claims: {', '.join(counts)}."])
+
+
+def parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
+    node = nodes.Element()
+    directive.state.nested_parse(StringList(lines, source="ledger"), directive.content_offset, node)
+    return node.children
+
+
+def add_filter(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """The script that filters the cards, on their page alone."""
+    if page == PAGE:
+        app.add_js_file("ledger.js", loading_method="defer")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_directive("ledger", Ledger)
+    app.add_directive("ledger-summary", LedgerSummary)
+    app.connect("html-page-context", add_filter)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,180 @@
+"""What is drawn of a record is what is in it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from bnlearn import viz
+from bnlearn.claims import QUICK, Claim, Criterion, Measurement, draw, draw_arms
+from bnlearn.claims._records import make
+
+
+@pytest.fixture(autouse=True)
+def no_trace():
+    with mpl.rc_context():
+        mpl.use("agg")
+        yield
+        plt.close("all")
+
+
+EFFECTS = {
+    "better": np.array([2.0, 3, 4, 2.5, 6]),
+    "worse": np.array([0.5, 0.1, 0.2, 0.3, 0.25]),
+    "unclear": np.array([0.1, 3, 2.5, 0.2, 0.5]),
+    "exact": np.array([0.0, 1e-16, 3e-14]),
+}
+CLAIM = Claim(
+    id="B2",
+    statement="Rates can be larger.",
+    sources=("P",),
+    theme="Rates",
+    setting="Digits.",
+    criteria=(
+        Criterion("better", "difference of rates", 2, 1),
+        Criterion("worse", "ratio of rates", 2, 1, scale="log"),
+        Criterion("unclear", "a rather long effect, in so many words that they need more than one line", 2),
+        Criterion("exact", "largest error", 1e-12, exact=True),
+    ),
+    run=lambda scale: {},
+)
+
+
+@pytest.fixture
+def record(rng):
+    curves = {name: rng.normal(size=(5, 4)) for name in ("with", "without")}
+    arms = {"better": {"with": rng.normal(size=5), "without": rng.normal(size=5)}, "worse": curves}
+    details = {"worse": {"steps": [0, 10, 20, 50]}}
+    measured = {
+        name: Measurement(effect, arms.get(name, {}), details.get(name, {})) for name, effect in EFFECTS.items()
+    }
+    return make(CLAIM, measured, QUICK, seconds=1, digest="abc")
+
+
+def drawn(ax, gid):
+    return [np.asarray(line.get_xdata()) for line in ax.get_lines() if line.get_gid() == gid]
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.findobj(mpl.text.Text) if text.get_text() and text.get_visible()]
+
+
+def size(figure):
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png")
+    return Image.open(stream).size
+
+
+def test_every_criterion_has_its_runs_its_interval_and_its_lines(record):
+    figure = draw(record)
+    assert len(figure.axes) == 4
+    for ax, (name, result) in zip(figure.axes, record.criteria.items(), strict=True):
+        (runs,), (span,), (estimate,) = (drawn(ax, gid) for gid in ("runs", "interval", "estimate"))
+        np.testing.assert_array_equal(runs, np.maximum(result.effect, 1e-18 if name == "exact" else -np.inf))
+        assert span.tolist() == [result.low, result.high]
+        assert estimate.tolist() == [result.estimate]
+        lines = {line.get_xdata()[0] for line in ax.get_lines() if line.get_gid() is None}
+        assert lines == {result.criterion.support, result.criterion.refute}
+        heading = ax.get_title(loc="left").replace("\n", " ")
+        assert heading == f"{name}: {result.criterion.effect} – {result.verdict}"
+    assert [ax.get_xscale() for ax in figure.axes] == ["linear", "log", "linear", "log"]
+
+
+def test_the_lines_say_what_they_are(record):
+    better, _, unclear, exact = (set(texts(ax)) for ax in draw(record).axes)
+    assert {"supports from 2", "refutes below 1"} <= better
+    assert not any(text.startswith("refutes") for text in unclear)
+    assert "tolerance 1e-12" in exact
+
+
+def test_the_colour_is_that_of_the_verdict(record):
+    colours = []
+    for ax in draw(record).axes:
+        (span,) = (line for line in ax.get_lines() if line.get_gid() == "interval")
+        colours.append(span.get_color())
+    names = ["bn", "ln", "none", "bn"]
+    assert colours == [viz.COLOURS[name] for name in names]
+
+
+def test_an_error_of_nothing_has_a_place(record):
+    effects = {**record.effects, "exact": np.zeros(3)}
+    ax = draw(replace(record, effects=effects)).axes[-1]
+    assert (drawn(ax, "estimate")[0] > 0).all()
+    assert (drawn(ax, "runs")[0] > 0).all()
+
+
+def test_it_is_as_wide_as_the_other_figures_and_needs_no_style_to_be_set(record):
+    before = dict(mpl.rcParams)
+    figure = draw(record)
+    assert dict(mpl.rcParams) == before
+    assert figure.get_figwidth() == viz.WIDTH
+    assert size(figure)[0] == round(viz.WIDTH * figure.dpi)
+
+
+def test_no_words_leave_the_figure_or_meet(record):
+    figure = draw(record)
+    figure.draw_without_rendering()
+    width, height = figure.get_size_inches() * figure.dpi
+    for ax in figure.axes:
+        boxes = [text.get_window_extent() for text in (ax.title, ax._left_title, *ax.texts) if text.get_text()]
+        assert all(box.x0 >= 0 and box.x1 <= width and box.y0 >= 0 and box.y1 <= height for box in boxes)
+        heading, *lines = boxes
+        assert not any(heading.overlaps(line) for line in lines)
+
+
+def test_curves_are_drawn_over_their_steps(record):
+    figure = draw_arms(record, "worse", xlabel="step")
+    (ax,) = figure.axes
+    runs = [line for line in ax.get_lines() if line.get_gid() == "runs"]
+    means = {line.get_label(): line for line in ax.get_lines() if line.get_gid() == "mean"}
+    assert len(runs) == 10
+    for name, arm in record.arms["worse"].items():
+        np.testing.assert_allclose(means[name].get_ydata(), arm.mean(axis=0))
+        np.testing.assert_array_equal(means[name].get_xdata(), [0, 10, 20, 50])
+        assert means[name].get_color() == viz.COLOURS[{"with": "bn", "without": "none"}[name]]
+    assert ax.get_xlabel() == "step"
+    assert {"with", "without", "B2, worse"} <= set(texts(ax))
+
+
+@pytest.mark.parametrize(("x", "expected"), [([1, 2, 4, 8], [1, 2, 4, 8]), ([1, 2], [0, 1, 2, 3])])
+def test_where_curves_have_their_values(record, x, expected):
+    """Given, or counted where what is given is of another length."""
+    (ax,) = draw_arms(record, "worse", x=x).axes
+    np.testing.assert_array_equal(ax.get_lines()[0].get_xdata(), expected)
+
+
+def test_curves_without_steps_are_counted(record):
+    (ax,) = draw_arms(replace(record, details={"worse": {}}), "worse").axes
+    np.testing.assert_array_equal(ax.get_lines()[0].get_xdata(), range(4))
+
+
+def test_runs_that_diverged_leave_gaps(record):
+    arms = {"better": {"with": np.array([1, np.nan, 3, 4, 4])}}
+    (ax,) = draw_arms(replace(record, arms=arms), "better").axes
+    assert drawn(ax, "mean")[0].tolist() == [3]
+
+
+def test_arms_of_one_number_are_rows(record):
+    (ax,) = draw_arms(record, "better").axes
+    for found, mean, arm in zip(drawn(ax, "runs"), drawn(ax, "mean"), record.arms["better"].values(), strict=True):
+        np.testing.assert_array_equal(found, arm)
+        assert mean == pytest.approx(arm.mean())
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["with", "without"]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        ("best", r"claim B2: expected one of the criteria \['better', 'worse', 'unclear', 'exact'\], got 'best'"),
+        ("unclear", "claim B2: expected arms of 'unclear' to draw, its record keeps none"),
+    ],
+)
+def test_arms_that_are_not_there(record, criterion, message):
+    with pytest.raises(ValueError, match=message):
+        draw_arms(record, criterion)
