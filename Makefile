@@ -12,7 +12,7 @@ NBVAL := notebooks --nbval --nbval-current-env --nbval-cell-timeout 120 --numpro
 NOTEBOOKS := $(sort $(wildcard notebooks/*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help book test unit nbval site lab notebooks portable mutants lint lock clean
+.PHONY: help book test unit nbval site lab notebooks ledger portable mutants lint lock clean
 
 help:  ## List the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -54,6 +54,9 @@ lab: $(VENV)/.made  ## Open the notebooks in JupyterLab
 
 notebooks: $(VENV)/.made  ## Re-execute every notebook in place (for authors)
 	$(BIN)/python tools/refresh_notebooks.py $(NOTEBOOKS)
+
+ledger: $(VENV)/.made  ## Run every claim whose code has changed, write its record, print the table (twenty minutes for all)
+	$(BIN)/python -m bnlearn ledger
 
 mutants: $(VENV)/.made  ## Break every line of functional and layers, and list what no test notices (hours; it resumes)
 	$(BIN)/python $(INSTALL) --no-build-isolation --editable '.[mutation]'

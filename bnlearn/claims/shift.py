@@ -202,11 +202,10 @@ def run_b13(scale: Scale) -> dict[str, Measurement]:
     return found
 
 
-_RATIO = "shift without BN over with it"
 _B12 = {
-    "distribution": f"{_RATIO}: how far a step moves the distribution of a layer's inputs, in standard deviations",
-    "gradient": f"{_RATIO}: change of a layer's gradient when the layers before it have stepped (definition 2.1)",
-    "taken away": "share of BN's lead in accuracy that is lost when noise brings more shift than without BN",
+    "distribution": "how far a step moves the distribution of a layer's inputs, without BN over with it",
+    "gradient": "how far earlier layers' steps move a layer's gradient (definition 2.1), without BN over with it",
+    "taken away": "share of BN's lead in accuracy that noise takes when it moves the inputs more than without BN",
 }
 
 CLAIMS = (

@@ -21,6 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 RECORDS = Path(__file__).parents[2] / "bnlearn" / "claims" / "records"
 PAGE = "book/ledger"
 VERDICTS = ("supported", "depends", "refuted", "not shown here")
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 SAID_BY = {"P": "popular introductions", "-": "this book"}
 
 
@@ -39,20 +40,24 @@ def number(value: float) -> str:
     """Three significant digits, or a power of ten."""
     if value and not 1e-3 <= abs(value) < 1e5:
         mantissa, exponent = f"{value:.1e}".split("e")
-        return rf"${mantissa} \times 10^{{{int(exponent)}}}$"
+        return f"{mantissa} × 10{str(int(exponent)).translate(RAISED)}"
     return f"{value:.3g}".replace("-", "−")
 
 
 def finding(criterion: dict[str, Any], result: dict[str, Any]) -> str:
-    """One criterion as a line: what was measured, its interval, and the lines that were drawn beforehand."""
-    if criterion["exact"]:
-        measured = number(result["estimate"])
-        lines = f"supports up to {number(criterion['support'])}"
-    else:
-        measured = f"{number(result['estimate'])} [{number(result['low'])}, {number(result['high'])}]"
-        lines = f"supports from {number(criterion['support'])}, refutes below {number(criterion['refute'])}"
+    """One criterion as a line: what was measured, and what it says."""
+    measured = number(result["estimate"])
+    if not criterion["exact"]:
+        measured += f" [{number(result['low'])}, {number(result['high'])}]"
     name, effect = plain(criterion["name"]), plain(criterion["effect"])
-    return f"- *{name}.* {effect[0].upper()}{effect[1:]}: **{measured}**; {lines}: **{result['verdict']}**"
+    return f"- *{name}.* {effect[0].upper()}{effect[1:]}: **{measured}**, {result['verdict']}"
+
+
+def lines_drawn(criterion: dict[str, Any]) -> str:
+    """What would have supported and refuted it: declared beforehand."""
+    support, refute = number(criterion["support"]), number(criterion["refute"])
+    said = f"up to {support} supports" if criterion["exact"] else f"from {support} supports, below {refute} refutes"
+    return f"{plain(criterion['name'])}: {said}"
 
 
 def box(kind: str, lines: Iterable[str], colons: int = 4, name: str = "") -> Iterator[str]:
@@ -81,10 +86,15 @@ def card(path: Path, record: dict[str, Any]) -> Iterator[str]:
         for criterion in record["criteria"]:
             yield finding(criterion, record["results"][criterion["name"]])
         yield ""
-        setting = f"{record['setting']} {record['note']}".strip()
-        yield from box("claim-setting", [f"{plain(setting)} {record['scale']['seeds']} seeds."], 5)
-        yield from box("claim-theme", [plain(record["theme"])], 5)
-        yield from box("claim-said-by", ["; ".join(said)], 5)
+        yield ":::::{dropdown} How it was run"
+        yield ""
+        yield f"{plain(record['setting'])} {plain(record['note'])} {record['scale']['seeds']} seeds."
+        yield ""
+        yield f"Lines: {'; '.join(map(lines_drawn, record['criteria']))}."
+        yield ""
+        yield from box("claim-theme", [plain(record["theme"])])
+        yield from box("claim-said-by", ["; ".join(said)])
+        yield ":::::"
         yield from box("claim-links", [" · ".join(links)], 5)
 
     yield from box(f"claim verdict-{verdict.replace(' ', '-')}", lines(), 6, f"claim-{record['id'].lower()}")
@@ -112,7 +122,7 @@ class LedgerSummary(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         found = Counter(record["verdict"] for record in records().values())
         counts = [f"**{found[verdict]}** {verdict}" for verdict in VERDICTS]
-        return parsed(self, [f"**{found.total()}** claims: {', '.join(counts)}."])
+        return parsed(self, [*box("ledger-counts", [f"**{found.total()}** claims: {', '.join(counts)}."])])
 
 
 def parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:

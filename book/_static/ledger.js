@@ -48,6 +48,6 @@
   };
   bar.addEventListener("input", update);
   addEventListener("hashchange", reveal);
-  document.querySelector(".ledger-place").replaceChildren(bar);
+  document.querySelector(".ledger-counts").after(bar);
   update();
 }

@@ -100,7 +100,7 @@ def test_only_the_table_is_on_standard_output(ledger, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--only", "B3"], "expected a claim of the ledger or a pattern such as 'C*', got 'B3'; near it: B1, B2"),
+        (["--only", "B3"], "expected a claim of the ledger or a pattern such as 'C*', got 'B3'; near it: B2, B1"),
         (["--only", "B2", "--only", "X*"], "got 'X*'; there are: B1, B2"),
         (["--show", "--only", "B2"], "got 'B2'; there are: none"),
         (["--seeds", "0"], "expected at least 2 seeds, without which no effect has an interval, got 0"),
@@ -161,14 +161,14 @@ def test_an_interruption(themes, ledger, capsys, options, kept):
 def test_the_module_is_the_command(ledger, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["bnlearn", "ledger", "--show", "--only", "X"])
     monkeypatch.delitem(sys.modules, "bnlearn.__main__")
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         runpy.run_module("bnlearn", run_name="__main__")
     assert "got 'X'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["ledgr"], ["ledger", "--json", "--markdown"]])
 def test_what_is_not_a_command(arguments, capsys):
-    with pytest.raises(SystemExit, match="^2$"):
+    with pytest.raises(SystemExit, match=r"^2$"):
         command.main(arguments)
     assert "usage: python -m bnlearn" in capsys.readouterr().err
 

@@ -114,7 +114,7 @@ def test_it_is_as_wide_as_the_other_figures_and_needs_no_style_to_be_set(record)
     figure = draw(record)
     assert dict(mpl.rcParams) == before
     assert figure.get_figwidth() == viz.WIDTH
-    assert size(figure)[0] == round(viz.WIDTH * figure.dpi)
+    assert size(figure)[0] == int(viz.WIDTH * figure.dpi)
 
 
 def test_no_words_leave_the_figure_or_meet(record):

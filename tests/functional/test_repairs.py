@@ -378,6 +378,7 @@ class TestRenormLimits:
         assert renorm_limits(3, warmup=2, r_end=4, d_end=6, r_max=5, d_max=8) == (3, 2)
         assert renorm_limits(0, warmup=0, r_end=0, d_end=0) == (1, 0)
         assert renorm_limits(1, warmup=0, r_end=0, d_end=0) == (3, 5)
+        assert renorm_limits(10**6, r_max=1, d_max=0) == (1, 0)
 
     @pytest.mark.parametrize("library", TO)
     @pytest.mark.parametrize("step", [0, 4_999, 12_345, 30_000, 10**6])
@@ -507,6 +508,16 @@ class TestFullNorm:
         y, cache = full_norm(d["x"], d["gamma"], d["beta"], **known, momentum=momentum)
         close([y, *full_norm_backward(d["dy"], cache)], [plain, *batch_norm_backward(d["dy"], plain_cache)])
         close([cache.mean, cache.var], known.values())
+
+    def test_an_empty_batch_leaves_the_estimate(self):
+        _, cache = full_norm(np.empty((0, 3)), mean=np.full(3, 2.0), var=np.full(3, 3.0), eps=1.0)
+        np.testing.assert_array_equal([cache.mean, cache.var, cache.inv_std], [[2.0] * 3, [3.0] * 3, [0.5] * 3])
+
+    def test_the_weight_as_an_array_does_not_widen(self, rng):
+        d = made(rng, (6, 3, 4), np.float32)
+        y, cache = full_norm(d["x"], **statistics(d), momentum=np.array(0.3))
+        close([y], [full_norm(d["x"], **statistics(d), momentum=0.3)[0]], 1e-6)
+        assert {a.dtype for a in (y, cache.x_hat, cache.mean, cache.var, cache.inv_std)} == {np.dtype(np.float32)}
 
     def test_the_estimate_is_that_of_the_mean_square(self, rng):
         d = made(rng, (6, 3, 4))

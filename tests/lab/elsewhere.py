@@ -10,10 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bnlearn.datasets import Dataset, Part
 from bnlearn.lab import Moment, shuffled
 
 calls: list[int] = []
 """One entry for each time that the order below is asked for, which is once per seed of a task."""
+
+
+def small(*, flat: bool, seed: int = 0) -> Dataset:
+    """A dataset for which nothing is imported: 64 features, 10 classes."""
+    rng = np.random.default_rng(seed)
+    parts = [Part(rng.normal(size=(n, 64)).astype(np.float32), rng.integers(0, 10, n)) for n in (96, 16, 24)]
+    return Dataset(*parts, mean=0.0, std=1.0, name="small")
 
 
 def process(moment: Moment) -> Tensor:

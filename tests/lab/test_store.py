@@ -143,19 +143,19 @@ import sys
 sys.path.insert(0, {here!r})
 import elsewhere
 from bnlearn.claims import judge
-from bnlearn.lab import MLP, Arm, Sweep, run
-arm = Arm("a", MLP((64, 8, 10)))
-run(Sweep((arm,), {{"lr": (0.1, 0.2, 0.3, 0.4)}}, (0,), 3, 16, order=elsewhere.deadly, at_once=1), {store!r})
+from bnlearn.lab import MLP, Arm, Data, Sweep, run
+arm, data = Arm("a", MLP((64, 8, 10))), Data(elsewhere.small)
+run(Sweep((arm,), {{"lr": (0.1, 0.2, 0.3, 0.4)}}, (0,), 3, 16, (), data, elsewhere.deadly, 1), {store!r})
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_killed_process_loses_the_task_in_hand(tmp_path: Path, elsewhere: ModuleType) -> None:
-    sweep = Sweep(
-        (Arm("a", MLP((64, 8, 10))),), {"lr": (0.1, 0.2, 0.3, 0.4)}, (0,), 3, 16, order=elsewhere.deadly, at_once=1
-    )
+    """Which another process goes on from: fingerprints do not depend on the process."""
+    arm, data = Arm("a", MLP((64, 8, 10))), Data(elsewhere.small)
+    sweep = Sweep((arm,), {"lr": (0.1, 0.2, 0.3, 0.4)}, (0,), 3, 16, (), data, elsewhere.deadly, 1)
     script = SCRIPT.format(here=str(HERE), store=str(tmp_path))
-    environment = {**os.environ, "KILLED_AT": "4"}  # one call is the rehearsal's
+    environment = {**os.environ, "PYTHONHASHSEED": "123", "KILLED_AT": "4"}  # one call is the rehearsal's
     ended = subprocess.run([sys.executable, "-c", script], env=environment, timeout=120)
     assert ended.returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob("*.record"))) == 2
@@ -217,22 +217,6 @@ class Twin(MLP):
     """An MLP by another name."""
 
 
-def test_a_fingerprint_is_the_same_in_another_process(elsewhere: ModuleType) -> None:
-    task = task_of(order=elsewhere.deadly)
-    code = f"""
-import sys
-sys.path.insert(0, {str(HERE)!r})
-import elsewhere
-from bnlearn.lab import *
-from bnlearn.lab.store import fingerprint
-arm, probe = Arm("bn", MLP((64, 8, 10), norm=BatchNorm())), Probe("test", probes.accuracy)
-print(fingerprint(Task(Data(), arm, ((0, (("lr", 0.1),)),), 2, 16, (probe,), elsewhere.deadly)))
-"""
-    environment = {**os.environ, "PYTHONHASHSEED": "123"}
-    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert printed.stdout.strip() == fingerprint(task), printed.stderr
-
-
 def test_numbers_of_numpy_are_as_good_as_python_s() -> None:
     assert fingerprint(task_of(replicas=((np.int64(0), (("lr", np.float64(0.1)),)),))) == fingerprint(task_of())
     assert fingerprint(task_of(replicas=((0, [("lr", 0.1)]),))) == fingerprint(task_of())
@@ -259,11 +243,16 @@ def test_other_code_is_another_task(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     del sys.modules["own_order"]
 
 
-def test_every_module_of_the_package_counts() -> None:
-    names = {
-        path.relative_to(store_module._PACKAGE).as_posix() for path in store_module._sources(store_module._PACKAGE)
-    }
+def test_every_module_of_the_package_counts_and_claims_where_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = store_module._PACKAGE
+    names = {path.relative_to(package).as_posix() for path in store_module._sources(package)}
     assert {"_arrays.py", "datasets.py", "lab/engine.py", "lab/norms.py", "functional/batch.py"} <= names
+    assert not any(name.startswith("claims") for name in names)
+    digested: list[str] = []
+    monkeypatch.setattr(store_module, "_digest", lambda folder, state: digested.append(folder.name) or folder.name)
+    fingerprint(task_of())
+    fingerprint(task_of(order=judge))
+    assert sorted(digested) == ["bnlearn", "bnlearn", "claims"]
 
 
 def test_other_versions_are_another_task(monkeypatch: pytest.MonkeyPatch) -> None:

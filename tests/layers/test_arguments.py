@@ -80,6 +80,16 @@ def test_dtype_is_that_of_the_state_and_float32_without(name, dtype):
         assert array.dtype == (np.int64 if "num_batches" in key else dtype or np.float32), key
 
 
+@having("affine", "elementwise_affine")
+def test_gamma_starts_from_ones_and_beta_from_zeros(name):
+    start = {"weight": 1, "bias": 0} if name != "RMSNorm" else {"weight": 1}
+    found = make(name).parameters()
+    for key, value in start.items():
+        np.testing.assert_array_equal(found[key], value)
+    argument = "affine" if "affine" in inspect.signature(getattr(layers, name)).parameters else "elementwise_affine"
+    assert not start.keys() & make(name, **{argument: False}).parameters().keys()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_float32_stays_float32(name, training):

@@ -249,9 +249,10 @@ def test_ghosts_are_batches_in_turn(rng, momentum, samples):
 
 
 def test_ghosts_without_running_statistics_evaluate_in_ghosts(rng):
-    layer = GhostBatchNorm(3, 2, track_running_stats=False, dtype=np.float64).eval()
+    layer = GhostBatchNorm(3, 2, track_running_stats=False, dtype=np.float64)
     x, _ = made(rng, (4, 3, 2))
-    assert_close(layer(x), ghost_batch_norm(x, ghost_size=2)[0])
+    for training in (True, False):
+        assert_close(layer.train(training)(x), ghost_batch_norm(x, ghost_size=2)[0])
 
 
 def test_ghosts_refuse_a_last_one_of_one_value():
@@ -301,8 +302,12 @@ def test_example_weighing_trains_as_batch_norm_and_evaluates_as_the_formula(rng)
         assert_close(layer.state_dict()[key], value)
     expected, _ = example_weighing(x, mean=layer.running_mean, var=layer.running_var, weight=0.3)
     assert_close(layer.eval()(x), expected)
-    with pytest.raises(ValueError, match=r"expected example_weight from 0 to 1, got 1\.5"):
-        ExampleWeighing(3, 1.5)
+    for wrong in (1.5, -0.5):
+        with pytest.raises(ValueError, match=rf"expected example_weight from 0 to 1, got {wrong}"):
+            ExampleWeighing(3, wrong)
+    assert [layer.example_weight for layer in (ExampleWeighing(3), ExampleWeighing(3, 0), ExampleWeighing(3, 1))] == [
+        *(0, 0, 1)
+    ]
 
 
 # -- batch layer normalisation
@@ -313,6 +318,8 @@ class TestBatchLayerNorm:
         layer = BatchLayerNorm((3, 4), 5, dtype=np.float64)
         for _ in range(2):
             layer.reset_running_stats()
+            for name, value in BatchLayerNorm((3, 4), 5).state_dict().items():
+                np.testing.assert_array_equal(layer.state_dict()[name], value)
             batches = [made(rng, (5, 3, 4))[0] for _ in range(3)]
             for x in batches:
                 assert_close(layer(x), batch_layer_norm(x)[0])
@@ -348,6 +355,12 @@ class TestBatchLayerNorm:
         assert_close(layer.running_batch_mean, 0.7 * before["running_batch_mean"] + 0.3 * x[0])
         assert_close(layer.running_batch_var, 0.7 * before["running_batch_var"])
         assert_close(layer.running_feature_var, 0.7 * before["running_feature_var"] + 0.3 * x.var())
+
+    def test_a_batch_of_two_is_corrected_by_two(self, rng):
+        layer = BatchLayerNorm(3, 1, momentum=1.0, dtype=np.float64)
+        x, _ = made(rng, (2, 3))
+        layer(x)
+        assert_close(layer.running_batch_var, 2 * x.var(axis=0))
 
     def test_an_empty_batch_leaves_the_statistics(self, rng):
         layer = randomise(BatchLayerNorm(3, 8), rng)

@@ -107,7 +107,7 @@ def test_empty(cls, arguments, shape):
 
 
 class TestUnitNorm:
-    @pytest.mark.parametrize(("p", "dim", "eps"), [(2, 1, 1e-12), (1, -1, 1e-12), (2, 2, 2.0)])
+    @pytest.mark.parametrize(("p", "dim", "eps"), [(2, 1, 1e-12), (1, -1, 1e-12), (2, 2, 1.5)])
     def test_torch_and_finite_differences(self, p, dim, eps, rng):
         layer, x, dy = UnitNorm(p, dim, eps), rng.standard_normal((3, 4, 5)), rng.standard_normal((3, 4, 5))
         leaf = torch.tensor(x, requires_grad=True)
@@ -118,7 +118,17 @@ class TestUnitNorm:
         assert check_layer(layer, x, rng)["x"] < 1e-6
         assert repr(layer) == f"UnitNorm(p={p}, dim={dim}, eps={eps})"
 
+    def test_what_is_as_long_as_eps_is_not_shorter(self):
+        """PyTorch's gradient at the kink."""
+        x, dy = np.array([[3.0, 4.0]]), np.array([[1.0, 0.0]])
+        leaf = torch.tensor(x, requires_grad=True)
+        torch.nn.functional.normalize(leaf, eps=5.0).backward(torch.tensor(dy))
+        layer = UnitNorm(eps=5.0)
+        layer(x)
+        np.testing.assert_allclose(layer.backward(dy), leaf.grad, rtol=1e-12)
+
     def test_not_an_array(self):
+        assert repr(UnitNorm()) == "UnitNorm(p=2, dim=1, eps=1e-12)"
         with pytest.raises(TypeError, match="expected a NumPy array, got list"):
             UnitNorm()([[1.0, 2.0]])
 

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from bnlearn.functional import weight_standardization
+from bnlearn.functional import spectral_norm, weight_standardization
 from bnlearn.gradcheck import check_layer
 from bnlearn.layers import (
     BatchNorm1d,
@@ -198,6 +198,17 @@ def test_spectral_norm_draws_by_the_generator(rng):
     assert not np.array_equal(first["parametrizations.weight.0._u"], other["parametrizations.weight.0._u"])
 
 
+def test_spectral_norm_starts_after_fifteen_rounds_as_in_torch():
+    layer = Linear(5, 1, rng=np.random.default_rng(0))  # of one row: there is no second to ask for its length
+    assert SpectralNorm(layer, rng=np.random.default_rng(1)).state_dict()["parametrizations.weight.0._v"].shape == (5,)
+    layer = Linear(30, 20, rng=np.random.default_rng(0))
+    u = np.random.default_rng(1).standard_normal(20).astype(np.float32)
+    expected = spectral_norm(layer.weight, u, None, iterations=15)[1]
+    state = SpectralNorm(layer, rng=np.random.default_rng(1)).state_dict()
+    np.testing.assert_array_equal(state["parametrizations.weight.0._u"], expected.u)
+    np.testing.assert_array_equal(state["parametrizations.weight.0._v"], expected.v)
+
+
 @EVERY
 def test_remove_leaves_the_function(wrap, rng):
     layer, x = made("convolution", rng, wrap)
@@ -317,4 +328,5 @@ def test_repr(rng):
     assert repr(WeightNorm(linear)) == f"WeightNorm({inside}, dim=0)"
     standardised = WeightStandardization(linear, True)
     assert repr(standardised) == f"WeightStandardization({inside}, scaled=True, gain=False, eps=1e-06)"
+    assert "scaled=False, gain=True, eps=0.1" in repr(WeightStandardization(linear, gain=True, eps=0.1))
     assert repr(SpectralNorm(linear, rng=rng)) == f"SpectralNorm({inside}, n_power_iterations=1, eps=1e-12)"
