@@ -280,15 +280,22 @@ def _checked(claim: str, criterion: Criterion, effect: ArrayLike) -> NDArray[np.
 
 
 def overall(verdicts: Iterable[Verdict]) -> Verdict:
-    """The verdict on a claim, from those on its criteria: where they are not all the same, it depends.
+    """The verdict on a claim, from those on its criteria.
+
+    Where all agree, it is theirs. Where some support the claim and others do not, it depends. Where none supports it
+    and not all refute it, it is not shown.
 
     Examples
     --------
     >>> str(overall([Verdict.SUPPORTED, Verdict.NOT_SHOWN]))
     'depends'
+    >>> str(overall([Verdict.REFUTED, Verdict.NOT_SHOWN]))
+    'not shown here'
     """
     found = set(verdicts)
-    return found.pop() if len(found) == 1 else Verdict.DEPENDS
+    if len(found) == 1:
+        return found.pop()
+    return Verdict.DEPENDS if Verdict.SUPPORTED in found else Verdict.NOT_SHOWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +309,7 @@ class Claim:
     statement : str
         As people repeat it.
     sources : tuple of str
-        Keys of the book's bibliography; ``"P"`` stands for popular introductions.
+        Keys of the book's bibliography; ``"P"`` stands for popular introductions, ``"-"`` for nobody in particular.
     theme : str
         Title of the theme, such as ``"Speed and rates"``.
     setting : str

@@ -42,13 +42,14 @@ def draw(record: Record) -> Figure:
         If matplotlib is not installed.
     """
     results = list(record.criteria.values())
-    headings = [_heading(result) for result in results]
-    heights = [1.1 + 0.21 * heading.count("\n") for heading in headings]
+    heads = [_head(result) for result in results]
+    heights = [0.75 + 0.22 * (title.count("\n") + text.count("\n") + 2) for title, text in heads]
     with viz._styled() as plt:
         figure = plt.figure(figsize=(viz.WIDTH, sum(heights) + 0.1))
         panels = figure.subplots(len(results), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for ax, result, heading in zip(panels, results, headings, strict=True):
-            ax.set_title(heading, fontsize=11, fontweight="normal", pad=18, linespacing=1.3)
+        for ax, result, (title, text) in zip(panels, results, heads, strict=True):
+            ax.set_title(title, fontsize=12, pad=16 * (text.count("\n") + 1) + 4)
+            viz._beside(ax, text, (0, 1), (0, 5), va="bottom", linespacing=1.25)
             _panel(ax, result)
     return _figure(figure)
 
@@ -58,39 +59,41 @@ def _figure(figure: Any) -> Figure:
     return drawn
 
 
-def _heading(result: Result) -> str:
-    text = f"{result.criterion.name}: {result.criterion.effect} – {result.verdict}"
-    return textwrap.fill(text, _LETTERS)
+def _head(result: Result) -> tuple[str, str]:
+    """What stands over a panel: criterion and verdict, then what is measured and the lines."""
+    criterion = result.criterion
+    lines = f"supports from {criterion.support:g}, refutes below {criterion.refute:g}"
+    if criterion.exact:
+        lines = f"tolerance {criterion.support:g}"
+    title = textwrap.fill(f"{criterion.name}: {result.verdict}", _LETTERS - 4)
+    return title, textwrap.fill(f"{criterion.effect}; {lines} (dashed)", _LETTERS + 6)
 
 
 def _panel(ax: Axes, result: Result) -> None:
     criterion, colour = result.criterion, viz.COLOURS[_COLOURS[result.verdict]]
-    low, estimate, high = result.low, result.estimate, result.high
-    effect = np.asarray(result.effect)
+    effect, low, estimate, high = result.effect, result.low, result.estimate, result.high
+    lines = {criterion.support, criterion.refute}
     if criterion.exact:
         effect = np.maximum(effect, _FLOOR)
         low, estimate, high = (max(value, _FLOOR) for value in (low, estimate, high))
-    if criterion.exact or criterion.scale == "log":
-        ax.set_xscale("log")
-    lines = {criterion.support: "tolerance"} if criterion.exact else {criterion.support: "supports from"}
-    if criterion.refute != criterion.support:
-        lines[criterion.refute] = "refutes below"
-    for place, name in lines.items():
-        ax.axvline(
-            max(place, _FLOOR) if criterion.exact else place, color=viz.COLOURS["ink"], linewidth=1, dashes=(4, 3)
-        )
-        side = "right" if place == criterion.refute != criterion.support else "left"
-        ax.annotate(
-            f"{name} {place:g}", (place, 1), (3 if side == "left" else -3, 3), ha=side, va="bottom", fontsize=10,
-            xycoords=ax.get_xaxis_transform(), textcoords="offset points", color=viz.COLOURS["none"],
-        )  # fmt: skip
+        lines = {max(criterion.support, _FLOOR)}
+    for place in lines:
+        ax.axvline(place, color=viz.COLOURS["ink"], linewidth=1, dashes=(4, 3))
     ax.plot(effect, _apart(len(effect)), "o", color=colour, alpha=0.3, markersize=5, markeredgewidth=0, gid="runs")
     ax.plot([low, high], [0, 0], color=colour, linewidth=5, gid="interval")
     ax.plot(
         [estimate], [0], "o", color="white", markeredgecolor=colour, markeredgewidth=2, markersize=8, gid="estimate"
     )
+    ax.margins(x=0.05)
+    if criterion.exact or criterion.scale == "log":
+        ax.set_xscale("log")
+    ends = ax.get_xlim()
+    if criterion.scale == "log" and ends[0] > 1e-3 and ends[1] < 1e4:
+        formatter = viz._matplotlib("matplotlib.ticker").FuncFormatter
+        between = {"2", "5"} if ends[1] / ends[0] < 100 else set()
+        ax.xaxis.set_major_formatter(formatter(lambda value, _: f"{value:g}"))
+        ax.xaxis.set_minor_formatter(formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else ""))
     ax.set_ylim(-1.3, 1.3)
-    ax.margins(x=0.08)
     ax.set_yticks([])
     ax.grid(visible=False, axis="y")
     ax.spines[["left"]].set_visible(False)

@@ -341,14 +341,18 @@ def _stamp(folder: Path, name: str) -> int:
 
 def _expected(names: Sequence[str], folder: Path) -> dict[str, float]:
     """The seconds that each claim took when it was last run; where nothing is known, the mean of the others."""
-    known = {}
-    for name in names:
-        for place in (folder, RECORDS):
-            with suppress(FileNotFoundError, CorruptRecordError):
-                known[name] = _records.read(place / f"{name}.json").seconds
-                break
+    paths = {name: [place / f"{name}.json" for place in (folder, RECORDS)] for name in names}
+    known = {name: seconds for name in names if (seconds := _seconds(paths[name])) is not None}
     mean = sum(known.values()) / len(known) if known else 1.0
     return {name: known.get(name, mean) + 0.01 for name in names}
+
+
+def _seconds(paths: Iterable[Path]) -> float | None:
+    """What the first of these records that is there and can be read says."""
+    for path in paths:
+        with suppress(FileNotFoundError, CorruptRecordError):
+            return _records.read(path).seconds
+    return None
 
 
 @contextmanager

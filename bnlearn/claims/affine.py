@@ -64,18 +64,19 @@ class SparseMLP(MLP):
 
 def arms(sizes: tuple[int, ...]) -> dict[str, Arm]:
     """One random network with batch normalisation, and what of it is learnt, by Adam."""
-    network = MLP(sizes, BatchNorm(), bias=False)
-    learnt = {
-        "gamma and beta": ("*.gamma", "*.beta"),
-        "as many weights": ("*.some",),
-        "last layer": (f"{network.hidden}.*",),
-        "everything": ("*",),
-    }
+    plain = MLP(sizes, BatchNorm(), bias=False)
     sparse = SparseMLP(sizes, BatchNorm(), bias=False)
-    return {
-        name: Arm(name, sparse if patterns == ("*.some",) else network, "adam", trains=patterns, decays=())
-        for name, patterns in learnt.items()
-    }
+
+    def arm(name: str, network: MLP, *learnt: str) -> Arm:
+        return Arm(name, network, "adam", trains=learnt, decays=())
+
+    built = (
+        arm("gamma and beta", plain, "*.gamma", "*.beta"),
+        arm("as many weights", sparse, "*.some"),
+        arm("last layer", plain, f"{plain.hidden}.*"),
+        arm("everything", plain, "*"),
+    )
+    return {each.name: each for each in built}
 
 
 def counts(sizes: tuple[int, ...]) -> dict[str, int]:

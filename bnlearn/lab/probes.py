@@ -110,7 +110,8 @@ def covariate_shift(moment: Moment, pattern: str = ".weight") -> dict[str, Tenso
 
     The gradient of a layer's weight before, and after, all EARLIER layers have taken their step
     (:math:`\theta - \mathrm{lr}\, \nabla L`), on the same batch: the Euclidean distance between the two, and the
-    cosine of the angle. (The paper's definition; distance 0 and cosine 1 mean no shift.)
+    cosine of the angle. (The paper's definition; distance 0 and cosine 1 mean no shift.) Earlier are the parameters
+    that the network names before the weight, less those that share its prefix: they are of the layer itself.
 
     Returns
     -------
@@ -119,18 +120,16 @@ def covariate_shift(moment: Moment, pattern: str = ".weight") -> dict[str, Tenso
     """
     rate = moment.knobs["lr"] * moment.rate
     before = moment.gradients()
-    names = _ending(before, pattern)
-    layer = {name: name.rsplit(".", 1)[0] for name in names}
-    moved = dict(moment.parameters)
+    order = list(before)
     distances, relative, cosines = [], [], []
-    for name in names:
+    for name in _ending(before, pattern):
+        layer = f"{name.rsplit('.', 1)[0]}."
+        earlier = [other for other in order[: order.index(name)] if not other.startswith(layer)]
+        moved = moment.parameters | {other: moment.parameters[other] - rate * before[other] for other in earlier}
         after = moment.gradients(moved)[name]
         distances.append((after - before[name]).norm())
         relative.append(distances[-1] / before[name].norm().clamp_min(1e-30))
         cosines.append(nnf.cosine_similarity(after.flatten(), before[name].flatten(), dim=0))
-        for other, gradient in before.items():
-            if other == name or other.startswith(f"{layer[name]}."):
-                moved[other] = moment.parameters[other] - rate * gradient
     return {
         "distance": torch.stack(distances),
         "relative": torch.stack(relative),

@@ -1,7 +1,8 @@
 """Sphinx extension: the records of the ledger as cards, straight from the files that ``make ledger`` wrote.
 
-``{ledger} B`` shows the claims whose names begin with B; ``{ledger-summary}`` counts the verdicts. The records are read
-as JSON, so the book is built without what it takes to run a claim.
+``{ledger} B`` shows the claims whose names begin with B, ``{ledger-summary}`` counts the verdicts, and the role
+``verdict`` says what came of one claim and leads to its card. The records are read as JSON, so the book is built
+without what it takes to run a claim.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from typing import Any
 
 from docutils import nodes
 from docutils.statemachine import StringList
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 RECORDS = Path(__file__).parents[2] / "bnlearn" / "claims" / "records"
 PAGE = "book/ledger"
@@ -74,7 +76,7 @@ def box(kind: str, lines: Iterable[str], colons: int = 4, name: str = "") -> Ite
 def card(path: Path, record: dict[str, Any]) -> Iterator[str]:
     """One record as MyST."""
     verdict, chapter = record["verdict"], record["chapter"]
-    said = [SAID_BY[key] if key in SAID_BY else f"{{cite:t}}`{key}`" for key in record["sources"]]
+    said = [SAID_BY.get(key, f"{{cite:t}}`{key}`") for key in record["sources"]]
     links = [f"{{download}}`record </{path.relative_to(RECORDS.parents[2])}>`"]
     if chapter:
         suffix = ".ipynb" if chapter.startswith("notebooks/") else ".md"
@@ -125,6 +127,23 @@ class LedgerSummary(SphinxDirective):
         return parsed(self, [*box("ledger-counts", [f"**{found.total()}** claims: {', '.join(counts)}."])])
 
 
+class VerdictRole(SphinxRole):
+    """The name of a claim and its verdict, leading to its card."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        path = RECORDS / f"{self.text}.json"
+        if not path.is_file():
+            message = self.inliner.reporter.error(f"no record of a claim {self.text} in {RECORDS}", line=self.lineno)
+            return [], [message]
+        self.env.note_dependency(str(path))
+        said = f"{self.text}: {json.loads(path.read_text('utf-8'))['verdict']}"
+        link = pending_xref(
+            "", nodes.inline("", said), refdomain="std", reftype="ref", refexplicit=True, refwarn=True,
+            refdoc=self.env.docname, reftarget=f"claim-{self.text.lower()}",
+        )  # fmt: skip
+        return [link], []
+
+
 def parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
     node = nodes.Element()
     directive.state.nested_parse(StringList(lines, source="ledger"), directive.content_offset, node)
@@ -140,5 +159,6 @@ def add_filter(app: Sphinx, page: str, template: str, context: dict[str, Any], d
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("ledger", Ledger)
     app.add_directive("ledger-summary", LedgerSummary)
+    app.add_role("verdict", VerdictRole())
     app.connect("html-page-context", add_filter)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -26,6 +28,17 @@ def test_the_best_rate_is_chosen_on_the_validation_part_at_each_time():
     assert depth._rate(given) == 1.0
     assert depth._at_best(given, 0) == pytest.approx([0.2, 0.4])
     assert depth._rate(given, 0) == 0.1
+
+
+def test_the_last_loss_is_a_median_over_seeds_in_which_what_diverged_is_large():
+    given = outcome([[[0.9], [0.9], [0.9]], [[0.1], [0.1], [0.1]]], [[[0.9], [0.9], [0.9]], [[0.1], [0.1], [0.1]]])
+    loss = np.ones((2, 3, 20))
+    loss[:, :, :10] = 50  # not of the last ten steps
+    loss[0, 1, -10:] = 3
+    loss[0, 2, -1] = np.nan
+    assert depth._last_loss(replace(given, values={**given.values, "loss": loss})) == 3
+    loss[0, 1, -1] = np.inf
+    assert depth._last_loss(replace(given, values={**given.values, "loss": loss})) == 99
 
 
 @pytest.mark.parametrize("power", [1.0, 0.5, 2.0])

@@ -154,6 +154,12 @@ class TestFilterResponseNorm:
         np.testing.assert_allclose((dx * x).sum(axis=2), 0, atol=1e-12)
         assert np.abs(dx.sum(axis=2)).min() > 1e-4
 
+    def test_a_learned_eps_of_zero_has_the_gradient_zero(self, rng):
+        """Its absolute value is what counts: there its two slopes meet."""
+        x, dy = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 3, 4))
+        *_, deps = filter_response_norm_backward(dy, filter_response_norm(x, eps=np.array([0.0, 0.1, 0.0]))[1])
+        np.testing.assert_array_equal(deps == 0, [True, False, True])
+
     def test_each_sample_and_each_channel_is_alone(self, rng):
         x = rng.standard_normal((3, 4, 5))
         y, _ = filter_response_norm(x)

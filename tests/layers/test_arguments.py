@@ -13,7 +13,7 @@ from bnlearn.layers import Conv2d, Linear
 C, L = 4, 5
 SHAPES = {"InstanceNorm1d": (3, C, L), "BatchNorm2d": (3, C, L, 2), "BatchNorm3d": (3, C, L, 2, 2)}
 SHAPES |= {"InstanceNorm2d": (3, C, L, 2), "InstanceNorm3d": (3, C, L, 2, 2), "Conv2d": (3, C, 4, 3)}
-SHAPES |= {name: (3, L, C) for name in ("LSTM", "LayerNormLSTM", "BatchNormLSTM", "BatchNormRNN")}
+SHAPES |= dict.fromkeys(("LSTM", "LayerNormLSTM", "BatchNormLSTM", "BatchNormRNN"), (3, L, C))
 
 
 def make(name, channels=C, **options):

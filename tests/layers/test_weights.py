@@ -202,8 +202,9 @@ def test_spectral_norm_starts_after_fifteen_rounds_as_in_torch():
     layer = Linear(5, 1, rng=np.random.default_rng(0))  # of one row: there is no second to ask for its length
     assert SpectralNorm(layer, rng=np.random.default_rng(1)).state_dict()["parametrizations.weight.0._v"].shape == (5,)
     layer = Linear(30, 20, rng=np.random.default_rng(0))
-    u = np.random.default_rng(1).standard_normal(20).astype(np.float32)
-    expected = spectral_norm(layer.weight, u, None, iterations=15)[1]
+    draw = np.random.default_rng(1).standard_normal
+    u, v = draw(20).astype(np.float32), draw(30).astype(np.float32)
+    expected = spectral_norm(layer.weight, u, v, iterations=15)[1]
     state = SpectralNorm(layer, rng=np.random.default_rng(1)).state_dict()
     np.testing.assert_array_equal(state["parametrizations.weight.0._u"], expected.u)
     np.testing.assert_array_equal(state["parametrizations.weight.0._v"], expected.v)

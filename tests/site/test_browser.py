@@ -6,6 +6,7 @@ Each page is opened once per theme, and everything there is to see is noted in a
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import re
 import shutil
@@ -61,8 +62,8 @@ LOOK = r"""async () => {
   };
 }"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# The theme lets the keyboard into what scrolls a moment after the window has changed its size, and moves its side bars in and
-# out: while they move, nothing has the width that it will have.
+# The theme lets the keyboard into what scrolls a moment after the window has changed its size, and moves its side bars in
+# and out: while they move, nothing has the width that it will have.
 SCROLLING = "pre, .katex-display, .cell_output > .output, .pst-scrollable-table-container"
 SETTLED = f"""() => document.getAnimations().every((motion) => motion.playState === "finished")
   && [...document.querySelectorAll("{SCROLLING}")]
@@ -302,6 +303,32 @@ def test_the_theme_can_be_switched(browser: Browser, address: str) -> None:
         if page.evaluate("() => document.documentElement.dataset.theme") == "dark":
             break
     assert page.evaluate(ground) == "rgb(18, 18, 18)" != before
+    context.close()
+
+
+def test_the_ledger_is_filtered(browser: Browser, address: str, root: Path) -> None:
+    records = {path.stem: json.loads(path.read_text("utf-8")) for path in root.glob("bnlearn/claims/records/*.json")}
+    context, foreign = open_context(browser, address, "light")
+    page = context.new_page()
+
+    def shown() -> set[str]:
+        return {card.get_attribute("id")[6:].upper() for card in page.locator(".claim").all() if card.is_visible()}
+
+    page.goto(f"{address}book/ledger.html")
+    assert shown() == set(records)
+    page.get_by_label("Verdict").select_option("depends")
+    assert shown() == {name for name, record in records.items() if record["verdict"] == "depends"}
+    assert page.get_by_role("status").inner_text() == f"{len(shown())} of {len(records)} claims"
+    page.get_by_label("Said by").select_option("popular introductions")
+    assert shown() == {n for n, r in records.items() if r["verdict"] == "depends" and "P" in r["sources"]}
+    page.get_by_label("Theme").select_option(records["A1"]["theme"])
+    themes = {records[name]["theme"] for name in shown()}
+    assert themes == {records["A1"]["theme"]}
+    assert not page.get_by_role("heading", name="B. Training").is_visible()
+    hidden = sorted(set(records) - shown())[0]
+    page.evaluate(f"location.hash = 'claim-{hidden.lower()}'")  # a link to a card shows it, whatever was chosen
+    page.locator(f"#claim-{hidden.lower()}").wait_for(state="visible")
+    assert foreign == []
     context.close()
 
 
