@@ -14,6 +14,7 @@ from bnlearn import functional
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "book").glob("*.md")])
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RECORDS = sorted((ROOT / "bnlearn" / "claims" / "records").glob("*.json"))
 KEYS = re.findall(
     r"^@\w+\{([^,]+),", (ROOT / "book" / "references.bib").read_text(encoding="utf-8"), flags=re.MULTILINE
 )
@@ -41,6 +42,8 @@ def markdown(notebook: Path) -> str:
 CITED = set().union(
     *(cited(page.read_text(encoding="utf-8")) for page in PAGES if page.parent.name == "book"),
     *(cited(markdown(notebook)) for notebook in NOTEBOOKS),
+    # The page of the ledger cites what its records name; "P" stands for popular introductions, "-" for this book.
+    *({*json.loads(record.read_text(encoding="utf-8"))["sources"]} - {"P", "-"} for record in RECORDS),
 )
 
 

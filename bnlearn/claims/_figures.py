@@ -48,7 +48,7 @@ def draw(record: Record) -> Figure:
         figure = plt.figure(figsize=(viz.WIDTH, sum(heights) + 0.1))
         panels = figure.subplots(len(results), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, result, (title, text) in zip(panels, results, heads, strict=True):
-            ax.set_title(title, fontsize=12, pad=16 * (text.count("\n") + 1) + 4)
+            ax.set_title(title, fontsize=12, pad=17 * (text.count("\n") + 1) + 6)
             viz._beside(ax, text, (0, 1), (0, 5), va="bottom", linespacing=1.25)
             _panel(ax, result)
     return _figure(figure)
@@ -65,8 +65,8 @@ def _head(result: Result) -> tuple[str, str]:
     lines = f"supports from {criterion.support:g}, refutes below {criterion.refute:g}"
     if criterion.exact:
         lines = f"tolerance {criterion.support:g}"
-    title = textwrap.fill(f"{criterion.name}: {result.verdict}", _LETTERS - 4)
-    return title, textwrap.fill(f"{criterion.effect}; {lines} (dashed)", _LETTERS + 6)
+    title = textwrap.fill(f"{criterion.name}: {result.verdict}", _LETTERS)
+    return title, textwrap.fill(f"{criterion.effect}; {lines} (dashed)", _LETTERS + 20)
 
 
 def _panel(ax: Axes, result: Result) -> None:

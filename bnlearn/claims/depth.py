@@ -327,7 +327,7 @@ def _b10(scale: Scale) -> dict[str, Measurement]:
     return found
 
 
-_OFF = "how far the exponent of the growth is from 1 (with a minus): 1 is linear"
+_OFF = "minus the distance of p from 1, where the variance that l blocks add grows as l to the p"
 
 B10 = Claim(
     id="B10",

@@ -73,26 +73,30 @@ class BatchRenorm(BatchNorm):
 
 @dataclass(frozen=True)
 class FullNorm(BatchNorm):
-    """Full normalisation (Lian and Liu, 2018): the running estimate normalises in training too."""
+    """Full normalisation (Lian and Liu, 2018): the running estimate normalises in training too.
+
+    The first batches weigh more in it, the t-th at least 1 / t.
+    """
+
+    def buffers(self, channels: int) -> dict[str, Tensor]:
+        """The estimate, shape (C,), and how many batches it has seen."""
+        return super().buffers(channels) | {"batches": torch.zeros(())}
 
     def __call__(self, x: Tensor, p: Mapping[str, Tensor], prefix: str, run: Pass) -> Tensor:
-        """The normalised ``x``; in training the running statistics move first."""
+        """The normalised ``x``; in training the estimate moves first."""
         if not run.training:
             return super().__call__(x, p, prefix, run)
         names = [f"{prefix}running_{which}" for which in ("mean", "var")]
         mean, var = (run.buffers[name] for name in names)
-        y, cache = functional.full_norm(
-            x, *self._affine(p, prefix), mean=mean, var=var, momentum=self.momentum, eps=self.eps
-        )
-        run.buffers.update(
-            zip(
-                names,
-                functional.update_running(mean, var, cache.mean, cache.var, 1, momentum=1.0, unbiased=False),
-                strict=True,
-            )
-        )
-        normed: Tensor = y
-        return normed
+        batches = run.buffers[f"{prefix}batches"] + 1
+        weight = (1 / batches).clamp_min(self.momentum)
+        affine = self._affine(p, prefix)
+        y: Tensor
+        y, cache = functional.full_norm(x, *affine, mean=mean, var=var, momentum=weight, eps=self.eps)
+        new = functional.update_running(mean, var, cache.mean, cache.var, 1, momentum=1.0, unbiased=False)
+        run.buffers.update(zip(names, new, strict=True))
+        run.buffers[f"{prefix}batches"] = batches
+        return y
 
 
 @dataclass(frozen=True)

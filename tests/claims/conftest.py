@@ -50,6 +50,7 @@ THEME = """
 def themes(tmp_path, monkeypatch):
     """Write modules of claims, and make them the whole ledger: ``themes(own="claim('B1'), claim('B2')")``."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(_ledger, "RECORDS", tmp_path / "shipped")  # which tell how long a claim takes
 
     def write(setting="Digits.", **modules):
         for name, claims in modules.items():

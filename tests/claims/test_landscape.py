@@ -16,6 +16,7 @@ def moment():
     generator = torch.Generator().manual_seed(3)
     network = MLP(sizes=(6, 5, 3), activation="tanh")
     parameters = network.parameters(generator, {})
+    parameters |= {name: torch.randn(len(parameters[name]), generator=generator) for name in ("0.bias", "1.bias")}
     batch = Part(torch.randn(32, 6, generator=generator), torch.randint(0, 3, (32,), generator=generator))
     knobs = {"lr": torch.tensor(0.8)}
     return Moment(network, parameters, {}, knobs, {}, batch, Parts(*[batch] * 3), 0.5, tuple(parameters))
@@ -91,6 +92,7 @@ def test_each_arm_is_looked_at_where_its_own_training_leads(monkeypatch):
     landscape.measured.cache_clear()
     assert [{dict(knobs)["lr"] for _, knobs in task.replicas} for task in asked] == [{0.1}, {0.3}]
     assert [task.arm.network.norm is None for task in asked] == [True, False]
+    assert [{dict(knobs).get("noise") for _, knobs in task.replicas} for task in asked] == [{None}, {0.0}]
 
 
 def test_effects_are_larger_the_less_changes_with_bn(monkeypatch):

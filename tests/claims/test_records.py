@@ -41,7 +41,9 @@ def made(rng):
         "ReLU": Measurement(
             rng.lognormal(2, 0.1, size=5), {"with": rng.normal(size=5), "loss": curves}, {"rate": np.float64(0.1)}
         ),
-        "tanh": Measurement(np.array([1, 2, 9, 2, 1]), {}, {"steps": np.arange(3), "chosen": {"with": (1, np.int64(2))}}),
+        "tanh": Measurement(
+            np.array([1, 2, 9, 2, 1]), {}, {"steps": np.arange(3), "chosen": {"with": (1, np.int64(2))}}
+        ),
         "formula": Measurement(np.array([0.0, 1e-16, 1 / 3])),
     }
     return make(CLAIM, measured, QUICK, seconds=1.23456, digest="abc"), measured

@@ -70,6 +70,10 @@ def backward_of(function):
     return getattr(functional, f"{function.__name__}_backward", None)
 
 
+def takes_eps(function):
+    return "eps" in inspect.signature(function).parameters
+
+
 def upstream(y, dtype=np.float64):
     rng = np.random.default_rng(7)
     return convert(lambda leaf: rng.standard_normal(leaf.shape).astype(dtype), y)
@@ -95,11 +99,41 @@ def test_an_array_of_another_length_is_refused_by_name(name, argument):
 
 
 @EACH
+def test_whole_numbers_are_refused_by_the_name_of_the_argument(name):
+    function, arrays, options = EXAMPLES[name]
+    argument, value = next(iter(arrays.items()))
+    called = {"v": "the weight", "w": "the weight", "shards": "x"}.get(argument, argument)
+    whole = convert(lambda array: array.astype(np.int64), value)
+    with pytest.raises(TypeError, match=f"expected {called} of a real floating-point dtype, got int64; convert it"):
+        function(**{**arrays, argument: whole}, **options)
+
+
+EPS = {"batch_layer_norm": 1e-3, "rms_norm": 1e-6, "filter_response_norm": 1e-6, "weight_standardization": 1e-6}
+EPS |= {"unit_norm": 1e-12, "spectral_norm": 1e-12}
+
+
+@pytest.mark.parametrize("name", [name for name, (f, *_) in EXAMPLES.items() if takes_eps(f)])
+def test_eps_by_default_and_below_zero(name):
+    """The default is the paper's or PyTorch's; that it reaches the formula is seen where it is large."""
+    function, arrays, options = EXAMPLES[name]
+    arrays = {key: value for key, value in arrays.items() if key != "eps"}
+    options = {key: value for key, value in options.items() if key != "eps"}
+    default, same, large = (
+        np.concatenate([leaf.ravel() for leaf in leaves(function(**arrays, **options, **eps)[0])])
+        for eps in ({}, {"eps": EPS.get(function.__name__, 1e-5)}, {"eps": 50.0})
+    )
+    np.testing.assert_array_equal(default, same)
+    assert (np.abs(default - large).max() > 1e-3) != (function.__name__ in {"whiten", "iter_norm"} and "mean" in arrays)
+    with pytest.raises(ValueError, match=r"expected eps >=? 0.*, got -0\.5"):
+        function(**arrays, **options, eps=-0.5)
+
+
+@EACH
 def test_everything_stays_in_float32(name):
     """What is kept for the backward pass too, and with numbers of NumPy's for the options, which are float64."""
     function, arrays, options = EXAMPLES[name]
     options = {key: np.float64(value) if isinstance(value, float) else value for key, value in options.items()}
-    if "eps" in inspect.signature(function).parameters and "eps" not in arrays:
+    if takes_eps(function) and "eps" not in arrays:
         options["eps"] = np.float64(1e-3)
     arrays = convert(lambda array: array if array.dtype == bool else array.astype(np.float32), arrays)
     found = [function(**arrays, **options)]

@@ -639,6 +639,7 @@ class TestBatchLayerNorm:
         ("options", "message"),
         [
             ({"batch_size": 0}, "expected batch_size >= 1, got 0"),
+            ({"batch_size": -2}, "expected batch_size >= 0, got -2"),
             ({"batch_mean": np.zeros(3)}, r"expected batch_mean of shape \(3, 5\) .* got shape \(3,\)"),
             ({"feature_var": np.zeros(5)}, r"expected feature_var of shape \(1, 5\) .* got shape \(5,\)"),
         ],

@@ -29,6 +29,7 @@ from bnlearn.lab import (
     constant,
     cosine,
     probes,
+    shuffled,
     sorted_by_class,
     train,
 )
@@ -228,6 +229,28 @@ def test_the_order_is_the_task_s() -> None:
     y = train(task_of(MLP(SIZES), steps=3, probes=watched, order=sorted_by_class))["y"]
     assert (y == y[:, :, :1]).all()
     assert len(set(y[0, :, 0])) == 4
+
+
+@dataclass(frozen=True)
+class Regression(Network):
+    """The least that a network of one's own has to say."""
+
+    def parameters(self, generator: torch.Generator, knobs: Mapping[str, float]) -> dict[str, Tensor]:
+        return {"weight": 0.1 * torch.randn(10, 64, generator=generator)}
+
+    def __call__(self, p: Mapping[str, Tensor], x: Tensor, run: Pass) -> Tensor:
+        assert not run.buffers
+        assert not run.noise
+        return x @ p["weight"].T
+
+
+def test_a_network_of_one_s_own() -> None:
+    outcome = train(task_of(Regression(), (("lr", 0.125),), decays=(), steps=1, probes=(Probe("all", everything),)))
+    weight = Regression().parameters(torch.Generator().manual_seed(3), {})["weight"]
+    part, order = Data().load().train, shuffled(Data().load().train.y.numpy(), 32, 2, np.random.default_rng(3))
+    x, y = part.x[order[0]], part.y[order[0]]
+    error = (x @ weight.T).softmax(1) - torch.eye(10)[y]
+    np.testing.assert_allclose(outcome["all.weight"][0, 0], weight - 0.125 * error.T @ x / 32, rtol=1e-5, atol=1e-6)
 
 
 @dataclass(frozen=True)
