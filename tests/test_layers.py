@@ -848,6 +848,7 @@ def test_init(init, variance):
         assert abs(weight.mean()) < 5 * (variance / n) ** 0.5
         assert abs(weight.var() / variance - 1) < 5 * (2 / n) ** 0.5
         np.testing.assert_array_equal(layer.bias, np.zeros(len(weight)))
+    assert not Linear(4, 3, rng=rng, init=0.0).weight.any()
 
 
 def test_init_is_by_the_generator_alone():

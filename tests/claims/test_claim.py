@@ -132,8 +132,9 @@ def test_the_interval_covers_the_mean_about_as_often_as_it_says(rng):
     assert 0.88 <= np.mean(hits) <= 0.99
 
 
-def test_the_interval_of_the_median_is_of_percentiles(rng):
-    effect = rng.exponential(size=21)
+@pytest.mark.parametrize("seeds", [5, 20, 21])
+def test_the_interval_of_the_median_is_of_percentiles(rng, seeds):
+    effect = rng.exponential(size=seeds)
     found = interval(effect, statistic="median")
     theirs = stats.bootstrap((effect,), np.median, method="percentile", rng=np.random.default_rng(0))
     assert found == (np.median(effect), *theirs.confidence_interval)
@@ -144,6 +145,7 @@ def test_on_a_log_scale_it_is_the_geometric_mean(rng):
     found, logs = interval(effect, scale="log"), interval(np.log(effect))
     np.testing.assert_allclose(found, np.exp(logs))
     assert interval(1 / effect, scale="log").estimate == pytest.approx(1 / found.estimate)
+    assert interval([2.0, 3.0], scale="log")[1:] == (2.0, 3.0)  # exp(log(3)) is a little more
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3.0, 1e300])
@@ -203,6 +205,7 @@ def test_what_has_no_interval_is_refused(effect, options, message):
         ([0.0, 5.0, 0.0, 5.0], Verdict.NOT_SHOWN),
         ([0.1, 0.9, 0.3], Verdict.REFUTED),
         ([-7.0, -8.0], Verdict.REFUTED),
+        ([0.0, 0.0, 0.5, 1.5], Verdict.NOT_SHOWN),  # the estimate alone refutes nothing
     ],
 )
 def test_a_criterion_is_decided_by_the_whole_interval(values, verdict):

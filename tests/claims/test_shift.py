@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bnlearn.claims import SMOKE, Scale, shift
+from bnlearn.claims import Scale, shift
 from bnlearn.lab import MLP, Arm, BatchNorm, Moment, Outcome, Part, Parts, Pass, Probe, Sweep, probes, run
 
 NOISE = {"n.noise": torch.tensor([[0.0, 0.5, 0.75], [0.25, 0.5, 1.0]])}
@@ -179,8 +179,3 @@ def test_a_lead_that_is_none_does_not_divide_by_nothing(given, monkeypatch):
     arms = shift.measured("8 ReLU layers", given)
     monkeypatch.setattr(shift, "measured", lambda name, scale: {**arms, "none": arms["BN"]})
     assert shift.run_b12(given)["8 ReLU layers: taken away"].effect == pytest.approx([5.0, 5.0])
-
-
-@pytest.mark.parametrize("claim", shift.CLAIMS, ids=lambda claim: claim.id)
-def test_every_claim_runs(claim):
-    claim.measure(SMOKE)

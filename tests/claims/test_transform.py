@@ -68,15 +68,14 @@ def unbiased(x, gamma=None, beta=None, *, mean=None, var=None, eps=1e-5):
     [
         (scaled(1 + 1e-8), {"A1", "A2", "A10", "A11", "A15", "A16"}),
         (scaled(1, 1e-8), {"A1", "A2", "A10", "A11", "A15"}),
-        (unbiased, {"A1", "A2", "A10", "A11", "A15", "A16"}),
+        (unbiased, {"A1", "A2", "A15", "A16"}),
     ],
 )
 def test_a_formula_that_is_off_is_noticed(monkeypatch, wrong, noticed):
     """Claims that hold PyTorch against itself (folding, running statistics) cannot tell."""
     monkeypatch.setattr(_transform, "batch_norm", wrong)
-    found = {name for name in CLAIMS if name not in SAID and set(verdicts(name).values()) != {Verdict.SUPPORTED}}
-    found |= {name for name in ("A1", "A14") if list(verdicts(name).values())[:2] != [Verdict.SUPPORTED] * 2}
-    assert found >= noticed
+    for name in noticed:
+        assert Verdict.REFUTED in list(verdicts(name).values())[:2], name
 
 
 @pytest.mark.parametrize("scale", [1 + 1e-8, 0.0])

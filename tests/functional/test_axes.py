@@ -363,6 +363,11 @@ class TestErrors:
             with pytest.raises(ValueError, match=re.escape(message)):
                 forward(np.zeros((2, 3, 4)), axes=axes)
 
+    def test_axes_from_the_end(self, rng):
+        x = rng.standard_normal((2, 3, 4))
+        for negative, positive in (((-3,), (0,)), ((-1, -3), (0, 2))):
+            np.testing.assert_array_equal(layer_norm(x, axes=negative)[0], layer_norm(x, axes=positive)[0])
+
     @EVERY
     @pytest.mark.parametrize("name", ["gamma", "beta"])
     def test_parameters_of_the_wrong_shape(self, member, name):

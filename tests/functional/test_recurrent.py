@@ -522,6 +522,13 @@ class TestRunningStatistics:
         np.testing.assert_allclose(var[:, 0], [1 + 8 / 4, 2 + 7 / 2, 5.5, 5.5])
         np.testing.assert_array_equal(tracked, [4, 2, 0, 0])
 
+    def test_two_sequences_are_enough_and_a_weight_of_zero_counts_them(self):
+        batch = StepStatistics(np.full((2, 1), 9.0), np.full((2, 1), 6.0), 2)
+        mean, var, tracked = update_running_steps(*self.old, batch, momentum=0)
+        np.testing.assert_array_equal(mean[:2, 0], self.old[0][:2, 0])
+        np.testing.assert_array_equal(var[:2, 0], self.old[1][:2, 0])
+        np.testing.assert_array_equal(tracked[:2], self.old[2][:2] + 1)
+
     def test_the_old_are_not_changed_and_dtypes_stay(self):
         old = tuple(a.astype(np.float32) for a in self.old[:2])
         before = [a.copy() for a in old]

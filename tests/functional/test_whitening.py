@@ -394,6 +394,12 @@ class TestRunningStatistics:
         np.testing.assert_allclose(mean, 0.7 * d["mean"] + 0.3 * d["x"].mean(axis=0), rtol=1e-12)
         np.testing.assert_allclose(matrix, 0.7 * d["matrix"] + 0.3 * cache.matrix, rtol=1e-12)
 
+    def test_one_value_per_channel_is_enough(self):
+        """No variance is corrected here, which one value could not be."""
+        _, cache = whiten(np.array([[3.0, -2.0]]))
+        mean, _ = update_whitening(np.zeros(2), np.zeros((1, 2, 2)), cache, momentum=0.5)
+        np.testing.assert_array_equal(mean, [1.5, -1])
+
     def test_they_leave_the_graph(self, rng):
         x = torch.tensor(correlated(rng, (9, 4)), requires_grad=True)
         mean, matrix = update_whitening(torch.zeros(4), torch.zeros((1, 4, 4)), whiten(x)[1])

@@ -178,6 +178,11 @@ class TestRunningStatistics:
         assert all(norm.weight.dtype == np.float32 for norm in norms)
 
 
+def test_two_sequences_and_one_step_are_enough(rng):
+    layer = BatchNormLSTM(F, H, max_length=1, rng=rng)
+    assert layer(rng.standard_normal((2, 1, F))).shape == (2, 1, H)
+
+
 def test_longer_than_max_length(rng):
     layer = make("BatchNormLSTM", rng)
     with pytest.raises(ValueError, match="at most max_length=5 time steps in training, got 6"):

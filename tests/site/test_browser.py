@@ -62,8 +62,8 @@ LOOK = r"""async () => {
   };
 }"""
 OVERFLOW = "() => document.documentElement.scrollWidth - document.documentElement.clientWidth"
-# The theme lets the keyboard into what scrolls a moment after the window has changed its size, and moves its side bars in
-# and out: while they move, nothing has the width that it will have.
+# The theme lets the keyboard into what scrolls a moment after the window has changed its size, and it moves its side
+# bars in and out: while they move, nothing has the width that it will have.
 SCROLLING = "pre, .katex-display, .cell_output > .output, .pst-scrollable-table-container"
 SETTLED = f"""() => document.getAnimations().every((motion) => motion.playState === "finished")
   && [...document.querySelectorAll("{SCROLLING}")]
