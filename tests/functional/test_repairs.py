@@ -431,6 +431,16 @@ class TestGhosts:
         close([y, ghost_batch_norm_backward(d["dy"], cache)[0]], [np.concatenate(ys), np.concatenate(dxs)])
         close(update_running_ghosts(d["mean"], d["var"], cache, momentum=0.3, unbiased=unbiased), running)
 
+    def test_a_momentum_of_zero_keeps_the_running_statistics(self, rng):
+        d = made(rng, (6, 3))
+        _, cache = ghost_batch_norm(d["x"], ghost_size=2)
+        kept = update_running_ghosts(d["mean"], d["var"], cache, momentum=0)
+        np.testing.assert_array_equal(kept, [d["mean"], d["var"]])
+        for name in ("mean", "var"):
+            mixed = {**d, name: torch.tensor(d[name])}
+            with pytest.raises(TypeError, match="arrays of one library"):
+                update_running_ghosts(mixed["mean"], mixed["var"], cache)
+
     def test_each_ghost_in_turn(self, rng):
         d = made(rng, (7, 3, 2))
         _, cache = ghost_batch_norm(d["x"], ghost_size=2)
