@@ -355,7 +355,7 @@ class Claim:
         Parameters
         ----------
         scale : Scale
-            How much: :data:`FULL`, :data:`QUICK`, :data:`SMOKE`, or your own.
+            How much: ``FULL``, ``QUICK``, ``SMOKE``, or your own.
 
         Returns
         -------

@@ -212,7 +212,7 @@ def run(
         Where the records go; None: nowhere, they are only returned. A claim that has a record there of the same code
         and scale is not run.
     jobs : int or None
-        Processes; None: as many as there are processors. (:func:`joblib.parallel_config` is heeded.)
+        Processes; None: as many as there are processors. (``joblib.parallel_config`` is heeded.)
     again : bool
         Whether to run also what is up to date.
     progress : bool

@@ -147,7 +147,7 @@ class Probe:
     options: tuple[tuple[str, object], ...] = ()
 
     def steps(self, steps: int) -> tuple[int, ...]:
-        """The steps of :attr:`at` in a training of ``steps``, in order, each once."""
+        """The steps of ``at`` in a training of ``steps``, in order, each once."""
         wanted = sorted({step if step >= 0 else steps + 1 + step for step in self.at})
         return tuple(step for step in wanted if 0 <= step <= steps)
 

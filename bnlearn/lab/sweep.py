@@ -76,7 +76,7 @@ class Sweep:
         return tuple(tuple(zip(self.grid, values, strict=True)) for values in product(*self.grid.values()))
 
     def tasks(self, arm: Arm) -> tuple[Task, ...]:
-        """The replicas of ``arm``, point by point and seed by seed, in tasks of at most :attr:`at_once`."""
+        """The replicas of ``arm``, point by point and seed by seed, in tasks of at most ``at_once``."""
         replicas: Iterator[tuple[int, Point]] = ((seed, point) for point in self.points for seed in self.seeds)
         chunks = iter(lambda: tuple(islice(replicas, self.at_once)), ())
         return tuple(
@@ -142,14 +142,14 @@ def run(sweep: Sweep, store: str | os.PathLike[str] | None = None, *, progress: 
     sweep : Sweep
     store : path, optional
         A folder in which each task's result is kept as soon as it is done. What is there already is not run again, so
-        that a run that was interrupted, or killed, goes on where it stopped; see :mod:`bnlearn.lab.store`.
+        that a run that was interrupted, or killed, goes on where it stopped; see ``bnlearn.lab.store``.
     progress : bool
         Whether to show a bar with the time left.
 
     Raises
     ------
     ValueError, KeyError
-        If the sweep cannot be run as it stands. Every arm is rehearsed first (:func:`bnlearn.lab.engine.rehearse`), so
+        If the sweep cannot be run as it stands. Every arm is rehearsed first (``bnlearn.lab.engine.rehearse``), so
         that this shows before anything is trained.
     OSError
         If ``store`` cannot be written.
