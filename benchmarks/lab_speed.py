@@ -1,6 +1,6 @@
 """What the lab gains by training networks together: 100 runs in one sweep against the same runs one at a time.
 
-    python benchmarks/lab_speed.py [--rounds 5] [--out benchmarks/lab_speed.json]
+    python benchmarks/lab_speed.py [--rounds 3] [--out benchmarks/lab_speed.json]
 
 Seconds say more about a machine than about the lab, so every number is a ratio of two things measured in turn in one
 run: how many times longer the single runs take. It is taken twice:
@@ -37,7 +37,7 @@ import bnlearn
 from bnlearn.lab import MLP, Arm, BatchNorm, ConvNet, Data, Network, Sweep, Task, run, shuffled, train
 
 RUNS = 100
-SINGLES = 5
+SINGLES = 10
 """Single runs in a round of the comparison on one core, of which the mean stands for a hundred."""
 RATES = (0.05, 0.1, 0.2, 0.4, 0.8)
 
@@ -48,16 +48,16 @@ def mlp(*widths: int, norm: BatchNorm | None = None) -> MLP:
 
 SIZES: dict[str, tuple[Network, int, int]] = {
     # name: (network, batch size, steps)
-    "3 layers of 32, batch of 32": (mlp(32, 32, 32, norm=BatchNorm()), 32, 10),
-    "3 layers of 64, batch of 64": (mlp(64, 64, 64, norm=BatchNorm()), 64, 10),
-    "3 layers of 64, batch of 64, without BatchNorm": (mlp(64, 64, 64), 64, 10),
-    "20 layers of 32, batch of 64": (mlp(*[32] * 20, norm=BatchNorm()), 64, 3),
-    "3 layers of 64, batch of 256": (mlp(64, 64, 64, norm=BatchNorm()), 256, 3),
+    "3 layers of 32, batch of 32": (mlp(32, 32, 32, norm=BatchNorm()), 32, 20),
+    "3 layers of 64, batch of 64": (mlp(64, 64, 64, norm=BatchNorm()), 64, 20),
+    "3 layers of 64, batch of 64, without BatchNorm": (mlp(64, 64, 64), 64, 20),
+    "20 layers of 32, batch of 64": (mlp(*[32] * 20, norm=BatchNorm()), 64, 5),
+    "3 layers of 64, batch of 256": (mlp(64, 64, 64, norm=BatchNorm()), 256, 5),
     "3 layers of 64, batch of 1024": (mlp(64, 64, 64, norm=BatchNorm()), 1024, 2),
-    "3 layers of 128, batch of 64": (mlp(128, 128, 128, norm=BatchNorm()), 64, 3),
-    "3 layers of 256, batch of 64": (mlp(256, 256, 256, norm=BatchNorm()), 64, 3),
+    "3 layers of 128, batch of 64": (mlp(128, 128, 128, norm=BatchNorm()), 64, 5),
+    "3 layers of 256, batch of 64": (mlp(256, 256, 256, norm=BatchNorm()), 64, 5),
     "3 layers of 512, batch of 64": (mlp(512, 512, 512, norm=BatchNorm()), 64, 2),
-    "3 convolutions, batch of 32": (ConvNet(norm=BatchNorm()), 32, 3),
+    "3 convolutions, batch of 32": (ConvNet(norm=BatchNorm()), 32, 5),
 }
 IN_USE = tuple(SIZES)[:3]
 """What is also measured on two cores: networks of the size that the lab is made for."""
@@ -161,7 +161,7 @@ def show(title: str, results: dict[str, dict[str, dict[str, float]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the lab gains by training networks together.")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison (default: %(default)s)")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).with_suffix(".json"), help="where to write the result"
     )

@@ -1,4 +1,4 @@
-r"""What the lab can write down of a network: each a function of one :class:`bnlearn.lab.Moment`, for a :class:`bnlearn.lab.Probe`.
+r"""What a :class:`bnlearn.lab.Probe` can write down of a network, each a function of one :class:`bnlearn.lab.Moment`.
 
 They are written for one network; the engine applies them to all replicas at once.
 """

@@ -213,6 +213,18 @@ class TestDynamicTanh:
         assert y.dtype == dx.dtype == np.float16
         assert {a.dtype for a in (cache.x, cache.bent, *rest)} == {np.dtype("float32")}
 
+    def test_in_tf_function_with_sizes_not_known(self, rng):
+        a, dy = made(rng, (5, 3)), rng.standard_normal((5, 3))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float64)] * 2)
+        def run(x, dy):
+            y, cache = dynamic_tanh(x, tf.constant([0.3], tf.float64), tf.constant(a["gamma"]), tf.constant(a["beta"]))
+            return y, *dynamic_tanh_backward(dy, cache)
+
+        y, cache = dynamic_tanh(**a, alpha=np.array([0.3]))
+        for there, here in zip(run(a["x"], dy), (y, *dynamic_tanh_backward(dy, cache)), strict=True):
+            np.testing.assert_allclose(there, here, rtol=1e-10, atol=1e-10)
+
     def test_under_jit(self, rng):
         x, dy = rng.standard_normal((2, 4, 3)), rng.standard_normal((2, 4, 3))
         _, cache = jax.jit(dynamic_tanh)(jax.numpy.asarray(x), jax.numpy.asarray(0.3))

@@ -523,6 +523,18 @@ class TestFullNorm:
         _, cache = full_norm(np.empty((0, 3)), mean=np.full(3, 2.0), var=np.full(3, 3.0), eps=1.0)
         np.testing.assert_array_equal([cache.mean, cache.var, cache.inv_std], [[2.0] * 3, [3.0] * 3, [0.5] * 3])
 
+    def test_inside_tf_function_the_number_of_values_is_counted(self, rng):
+        d = made(rng, (6, 3, 4))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 3, None], tf.float64)])
+        def run(x):
+            y, cache = full_norm(x, **{name: tf.constant(value) for name, value in statistics(d).items()})
+            return y, cache.n
+
+        y, n = run(d["x"])
+        close([y], [full_norm(d["x"], **statistics(d))[0]])
+        assert int(n) == 24
+
     def test_the_weight_as_an_array_does_not_widen(self, rng):
         d = made(rng, (6, 3, 4), np.float32)
         y, cache = full_norm(d["x"], **statistics(d), momentum=np.array(0.3))

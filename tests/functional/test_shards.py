@@ -95,6 +95,19 @@ class TestMoments:
         close(found.m2, mask.sum() * real.var(axis=0))
         close(found.var, real.var(axis=0))
 
+    def test_nan_in_the_padding_is_no_gradient(self, rng):
+        x, mask = torch.tensor(rng.standard_normal((4, 3, 2))), torch.tensor(rng.random((4, 2)) < 0.6)
+        x = torch.where(mask[:, None], x, torch.nan).requires_grad_()
+        found = moments(x, mask)
+        (found.mean.sum() + found.m2.sum()).backward()
+        np.testing.assert_array_equal(x.grad == 0, ~mask[:, None].expand(4, 3, 2))
+
+    def test_one_value_is_its_own_mean(self):
+        x = np.array([[3.0, -2.0]])
+        merged = merge_moments(moments(x))
+        assert merged.n == 1
+        np.testing.assert_array_equal([merged.mean, merged.m2, merged.var], [x[0], [0, 0], [0, 0]])
+
     @pytest.mark.parametrize("library", sorted(TO))
     def test_of_nothing(self, library):
         to = TO[library]
