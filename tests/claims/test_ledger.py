@@ -204,6 +204,18 @@ def test_a_process_that_ends_loses_its_own_claims(themes, tmp_path, monkeypatch)
     assert done.failed == {"B2": "the process that ran it ended: out of memory"}
 
 
+def test_what_failed_before_a_process_ended_keeps_its_own_error(themes, monkeypatch):
+    themes(own="claim('B1')", other="claim('B2')")
+
+    def killed(module, names, *rest):
+        if module == "other_theme":
+            raise BrokenProcessPool("out of memory")
+        return {"B1": "its own error"}
+
+    monkeypatch.setattr(_ledger, "measure", killed)
+    assert go().failed == {"B1": "its own error", "B2": "the process that ran it ended: out of memory"}
+
+
 def test_the_longest_come_first(themes, tmp_path, monkeypatch):
     """As far as is known: what has never run is taken to be of average length."""
     themes(short="claim('B1')", new="claim('B2')", long="claim('B3'), claim('B4')")
@@ -289,7 +301,10 @@ def test_the_table_as_text(shown):
     )
     assert lines[2] == " " * 20 + "supported: formula: largest error: 1e-16; tolerance 1e-10"
     assert lines[-1] == "2 claims: 2 supported"
-    assert max(map(len, as_text(shown, 60).splitlines())) <= 60
+    narrow = as_text(shown, 60).splitlines()
+    assert max(map(len, narrow)) <= 60
+    assert narrow[2].startswith(" " * 22)  # what is broken is set in under its beginning
+    assert narrow[2][22] != " "
     assert as_text({}).strip() == "0 claims: none"
     assert as_text({"B1": shown["B1"]}).endswith("1 claim: 1 supported")
 

@@ -434,6 +434,7 @@ class TestGhosts:
     def test_a_momentum_of_zero_keeps_the_running_statistics(self, rng):
         d = made(rng, (6, 3))
         _, cache = ghost_batch_norm(d["x"], ghost_size=2)
+        assert [type(of_a_size.n) for of_a_size in cache.statistics] == [int]
         kept = update_running_ghosts(d["mean"], d["var"], cache, momentum=0)
         np.testing.assert_array_equal(kept, [d["mean"], d["var"]])
         for name in ("mean", "var"):

@@ -178,6 +178,24 @@ class TestRunningStatistics:
         assert all(norm.weight.dtype == np.float32 for norm in norms)
 
 
+def test_weights_start_as_in_torch(rng):
+    """Uniform up to one over the root of the hidden units; the norm of the cell alone has a shift."""
+    layer = BatchNormLSTM(30, 16, max_length=2, rng=rng)
+    for name in ("weight_ih_l0", "weight_hh_l0", "bias_l0"):
+        found = layer.state_dict()[name]
+        assert found.min() < -0.2
+        assert found.max() > 0.2
+        assert np.abs(found).max() <= 0.25
+    assert [site for site, norm in layer.norms.items() if norm.bias is not None] == ["c"]
+    np.testing.assert_array_equal(layer.norms["c"].bias, np.zeros(16))
+
+
+def test_the_last_state_alone_keeps_the_dtype(rng):
+    layer = LSTM(F, H, return_sequences=False, rng=rng)
+    y = layer(rng.standard_normal((N, L, F)).astype(np.float32))
+    assert layer.backward(np.ones_like(y)).dtype == np.float32
+
+
 def test_two_sequences_and_one_step_are_enough(rng):
     layer = BatchNormLSTM(F, H, max_length=1, rng=rng)
     assert layer(rng.standard_normal((2, 1, F))).shape == (2, 1, H)
