@@ -582,10 +582,14 @@ class TestErrors:
 
     @pytest.mark.parametrize("bad", [np.ones(8), np.ones((0, 8)), np.ones((3, 7))])
     def test_statistics(self, rng, bad):
-        case = Case("batch_norm_lstm, given", rng)
-        case.statistics["hh"] = (case.statistics["hh"][0], bad)
-        with pytest.raises(ValueError, match=r"expected the var of hh of shape \(steps, 8\).*got shape \([038]"):
-            case.run(case.arrays)
+        for name in ("mean", "var"):
+            case = Case("batch_norm_lstm, given", rng)
+            given = dict(zip(("mean", "var"), case.statistics["hh"], strict=False))
+            case.statistics["hh"] = tuple({**given, name: bad}.values())
+            with pytest.raises(
+                ValueError, match=rf"expected the {name} of hh of shape \(steps, 8\).*got shape \([038]"
+            ):
+                case.run(case.arrays)
 
     def test_types(self, rng):
         a = Case("rnn", rng).arrays

@@ -344,6 +344,7 @@ class TestBatchRenorm:
     def test_an_empty_batch_is_not_corrected(self):
         _, cache = batch_renorm(np.empty((0, 3)), mean=np.ones(3), var=np.full(3, 4.0))
         np.testing.assert_array_equal([cache.r, cache.d], [np.ones(3), np.zeros(3)])
+        assert cache.r.dtype == cache.d.dtype == np.float64
 
     def test_its_batch_statistics_are_for_the_running_ones(self, rng):
         d = made(rng, (6, 3, 4))
