@@ -241,6 +241,7 @@ def test_the_bar_shows_what_is_done_and_left(themes, capfd):
     out, shown = capfd.readouterr()
     assert out == ""
     assert "1 of 2 claims" in shown
+    assert "50 %" in shown
     assert "left]" in shown
 
 

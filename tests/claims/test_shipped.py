@@ -100,4 +100,6 @@ def test_reading_a_record_loads_no_framework():
 
 
 def test_the_folder_of_records_holds_nothing_else():
-    assert {path.suffix for path in RECORDS.iterdir()} <= {".json"}
+    """But for the records of the full-size experiments, in a folder of their own."""
+    assert {path.suffix for path in RECORDS.rglob("*") if path.is_file()} <= {".json"}
+    assert {path.name for path in RECORDS.iterdir() if path.is_dir()} <= {"full_size"}

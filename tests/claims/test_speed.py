@@ -51,7 +51,7 @@ def test_steps_to(accuracy, expected):
 def test_the_fastest_rate_is_chosen_by_validation_and_the_geometric_mean():
     at = (0, 10, 110)
     uneven = [[0.0, 1.0, 1.0], [0.0, 0.0, 0.5]]  # 9 steps and never: 31 in the geometric mean, 60 in the arithmetic
-    even = [[0.0, 0.5, 1.0], [0.0, 0.5, 1.0]]  # 50 steps, twice
+    even = [[0.0, 0.85, 0.975], [0.0, 0.85, 0.975]]  # 50 steps, twice
     validation, test = (np.array(pair, dtype=np.float32) for pair in ([even, uneven], [uneven, even]))
     arm = Outcome(({}, {}), (0, 1), {"validation": validation, "test": test})
     assert speed.fastest(arm, at, 0.9) == 1

@@ -102,6 +102,20 @@ class TestMoments:
         (found.mean.sum() + found.m2.sum()).backward()
         np.testing.assert_array_equal(x.grad == 0, ~mask[:, None].expand(4, 3, 2))
 
+    def test_under_jit_the_counts_stay_arrays(self, rng):
+        x, mask = rng.standard_normal((4, 3, 2)), rng.random((4, 2)) < 0.6
+
+        @jax.jit
+        def run(x, mask):
+            whole = merge_moments(moments(x[:1], mask[:1]), moments(x[1:], mask[1:]))
+            return whole.n, whole.mean, whole.var
+
+        whole = moments(x, mask)
+        for there, here in zip(
+            run(jax.numpy.asarray(x), jax.numpy.asarray(mask)), (whole.n, whole.mean, whole.var), strict=True
+        ):
+            close(there, here)
+
     def test_one_value_is_its_own_mean(self):
         x = np.array([[3.0, -2.0]])
         merged = merge_moments(moments(x))
