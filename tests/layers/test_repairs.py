@@ -222,7 +222,8 @@ def test_batch_renorm_unclipped_trains_on_what_evaluation_computes(rng):
     assert_close(copy.deepcopy(layer)(x), layer.eval()(x))
 
 
-def test_batch_renorm_refuses_limits_out_of_order():
+def test_batch_renorm_has_the_papers_limits_and_refuses_them_out_of_order():
+    assert "r_max=3.0, d_max=5.0" in repr(BatchRenorm(3))
     with pytest.raises(ValueError, match="got warmup=50000"):
         BatchRenorm(3, warmup=50_000)
 
