@@ -488,6 +488,12 @@ def test_shift_and_scale_of_the_input_do_not_matter(data, shift, scale):
     np.testing.assert_allclose(moved, y, rtol=1e-9, atol=1e-9)
 
 
+def test_without_channels_there_are_no_values_per_channel():
+    y, cache = batch_norm(np.zeros((4, 0)))
+    assert y.shape == (4, 0)
+    assert cache.n == 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_order_of_the_samples_does_not_matter(data):
