@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -179,7 +180,9 @@ def test_ctrl_c_keeps_the_records_that_are_written(themes, tmp_path):
     wait = "lambda name, scale: __import__('time').sleep(1000)"
     themes(one=f"claim('B1'), claim('B2', {wait})", two="claim('C1')")
     code = (
-        "import sys; from bnlearn import __main__ as command; from bnlearn.claims import _ledger\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a runner in the background ignores it
+        "from bnlearn import __main__ as command; from bnlearn.claims import _ledger\n"
         "_ledger.THEMES = ('one_theme', 'two_theme')\n"
         "sys.exit(command.main(['ledger', '--quick', '--records', 'records', '--jobs', '2']))"
     )
@@ -197,7 +200,11 @@ def test_ctrl_c_keeps_the_records_that_are_written(themes, tmp_path):
     while process.poll() is None and not all((made / f"{name}.json").exists() for name in ("B1", "C1")):
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    out, err = process.communicate(timeout=60)
+    try:
+        out, err = process.communicate(timeout=60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == 130, err
     assert "2 claims: 2 supported" in out
     assert "interrupted after 2 of 3 claims; call it again to go on with the others" in err
