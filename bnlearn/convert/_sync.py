@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -123,20 +124,26 @@ def _is_synchronised(module: Any) -> bool:
 
 def _replace(model: nn.Module, replacement: Any) -> nn.Module:
     """``model`` with what ``replacement`` gives (None: stay) in the places of its modules, each made once."""
-    made: dict[int, Any] = {}
-    for module in [*model.modules()]:
-        new = replacement(module)
-        if new is not None:
-            for store in ("_parameters", "_buffers"):
-                getattr(new, store).update(getattr(module, store))  # the same objects
-            new.training = module.training
-            made[id(module)] = new
+    made = {module: new for module in [*model.modules()] if (new := replacement(module)) is not None}
+    return exchange(model, {module: adopt(new, module) for module, new in made.items()})
+
+
+def adopt(new: Any, old: nn.Module) -> Any:
+    """``new`` with those parameters and buffers of ``old`` that it has a place for, the same objects, and its mode."""
+    for store in ("_parameters", "_buffers"):
+        places = getattr(new, store)
+        places.update({name: tensor for name, tensor in getattr(old, store).items() if name in places})
+    new.training = old.training
+    return new
+
+
+def exchange(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """``model`` with modules in the places of others, wherever they stand; it may be one of them itself."""
     for module in [*model.modules()]:
         for name, child in [*module._modules.items()]:  # also where one module stands in two places
-            if id(child) in made:
-                setattr(module, name, made[id(child)])
-    replaced: nn.Module = made.get(id(model), model)
-    return replaced
+            if child in new:
+                setattr(module, name, new[child])
+    return new.get(model, model)
 
 
 def values_per_channel(model: nn.Module, batch: Any) -> dict[str, int]:

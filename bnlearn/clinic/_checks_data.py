@@ -1,0 +1,238 @@
+"""The rules that need data: what arrives at a layer, against what it holds and against what it assumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bnlearn.clinic._common import FEW, RECALIBRATE, awaits_training, dead, found, fresh, unused, variance
+from bnlearn.clinic._facts import Facts, LayerFacts, SeenFacts
+from bnlearn.clinic._findings import Finding
+
+__all__ = ["bn302", "bn303", "bn304", "bn305", "bn306", "bn307", "bn308", "bn309", "bn310", "bn311", "bn312"]
+
+NOISE = 4.0
+"""How many standard errors of sampling a difference must exceed before it counts at all."""
+
+FAR_SHARE = 0.25
+"""BN306, BN310: the share of live channels that must be off. A few rarely active channels always are."""
+
+FAR_MEAN = 0.5
+"""BN303, BN306: a mean half a standard deviation off moves one value in five to the other side of a ReLU."""
+
+FAR_VARIANCE = 2.0
+"""BN303, BN306: a variance off by this factor scales what follows by 1.4."""
+
+MIN_BATCHES = 4
+"""BN307: with fewer, the variance of the batches' means has no more than two degrees of freedom."""
+
+FAIR_QUANTILE = 4.75
+"""BN307: in standard normal deviations, about one in a million."""
+
+FAIR_FACTOR = 3.0
+"""BN307: and below this factor a difference that is real does little harm: at 32 samples, the batches explain 6 % of
+the variance."""
+
+DROPOUT_LOSS = 0.25
+"""BN308: a dropout of p just before the layer takes at most p of the variance away at inference; stochastic depth in
+published networks stays below this share."""
+
+GAP_RATIO = 2.0
+GAP_FLOOR = 0.1
+"""BN309: the gap must be this much larger than the one that recalibration leaves. A fixed limit on the gap alone
+flagged half of the healthy models that it was tried on."""
+
+PADDING_MEAN = 0.25
+PADDING_VARIANCE = 1.5
+"""BN310: half of what BN306 asks for, because nothing here is left to chance: both sides are of the same data."""
+
+
+def _usable(layer: LayerFacts) -> SeenFacts | None:
+    """What arrived, where it was finite and the layer learns from it."""
+    seen = layer.seen
+    return seen if seen is not None and seen.finite and layer.trains else None
+
+
+def _live(layer: LayerFacts) -> NDArray[np.bool_]:
+    return ~dead(layer)
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    return float(np.median(values)) if values.size else 0.0
+
+
+def bn302(facts: Facts) -> Iterator[Finding]:
+    """A layer that nothing arrives at."""
+    for layer in facts.layers:
+        if unused(facts, layer):
+            evidence = "The model holds the layer, but no batch of the data came by."
+            yield found("BN302", layer.name, evidence, "Remove the layer, or call it where it was meant to be.")
+
+
+def bn303(facts: Facts) -> Iterator[Finding]:
+    """One layer for inputs that differ."""
+    for layer in facts.layers:
+        seen = _usable(layer)
+        if seen is None or seen.calls < 2 or seen.apart is None or seen.call_var is None:
+            continue
+        live = _live(layer)
+        apart = _median(np.ptp(seen.apart[:, live], axis=0))
+        spread = np.clip(seen.call_var[:, live], seen.var[live] * 1e-6, None)
+        ratio = _median(spread.max(axis=0) / spread.min(axis=0))
+        error = NOISE / np.sqrt(max(seen.samples, 1))
+        if apart > max(FAR_MEAN, np.sqrt(2) * error) or ratio > max(FAR_VARIANCE, np.exp(2 * error)):
+            evidence = (
+                f"Called {seen.calls} times per pass; between the calls the mean differs by {apart:.3g} standard "
+                f"deviations and the variance by a factor of {ratio:.3g} (medians over the channels)."
+            )
+            yield found("BN303", layer.name, evidence, "Give each place a BatchNorm of its own.")
+
+
+def bn304(facts: Facts) -> Iterator[Finding]:
+    """Too few values for a mean and a variance."""
+    for layer in facts.layers:
+        if layer.trains and layer.seen is not None and 1 < layer.seen.fewest < FEW:
+            few = layer.seen.fewest
+            evidence = (
+                f"A batch had {few} values per channel; the standard error of its variance is "
+                f"{np.sqrt(2 / (few - 1)):.0%} of it, and of its mean {1 / np.sqrt(few):.0%} of the standard deviation."
+            )
+            fix = 'Use larger batches, or bnlearn.replace(model, "group"), or freeze the statistics: bnlearn.freeze(model).'
+            yield found("BN304", layer.name, evidence, fix)
+
+
+def bn305(facts: Facts) -> Iterator[Finding]:
+    """Channels that say nothing."""
+    for layer in facts.layers:
+        if variance(layer) is not None and (count := int(dead(layer).sum())):
+            source = "in the data" if layer.seen is not None else "by the running statistics"
+            evidence = f"{count} of {layer.channels} channels are constant {source}."
+            yield found("BN305", layer.name, evidence, "Prune them, or find out why the layer before went silent.")
+
+
+def _sampling(layer: LayerFacts, seen: SeenFacts) -> float:
+    """Standard error, in standard deviations, of the difference between running and population mean."""
+    share = 0.0 if layer.momentum is None else min(layer.momentum, 1.0)
+    moving = np.sqrt(share / (2 - share))
+    per_batch = max(seen.samples, 1) / max(seen.batches, 1)
+    return float(np.hypot(1 / np.sqrt(max(seen.samples, 1)), moving / np.sqrt(per_batch)))
+
+
+def bn306(facts: Facts) -> Iterator[Finding]:
+    """Running statistics that are not those of the data."""
+    for layer in facts.layers:
+        seen = _usable(layer)
+        if seen is None or layer.running_mean is None or layer.running_var is None or seen.fewest < FEW:
+            continue
+        if fresh(layer) or not np.isfinite([layer.running_mean, layer.running_var]).all():
+            continue
+        live = _live(layer)
+        shift = (np.abs(layer.running_mean - seen.mean) / np.sqrt(seen.var + layer.eps))[live]
+        ratio = ((layer.running_var + layer.eps) / (seen.var + layer.eps))[live]
+        error = NOISE * _sampling(layer, seen)
+        log_ratio = np.abs(np.log(np.clip(ratio, 1e-300, None)))
+        off = (shift > max(FAR_MEAN, error)) | (log_ratio > max(np.log(FAR_VARIANCE), 2 * error))
+        if live.any() and off.mean() >= FAR_SHARE:
+            evidence = (
+                f"In {off.sum()} of {live.sum()} live channels the running statistics are not the data's: the mean is off "
+                f"by {_median(shift):.3g} standard deviations, the variance is {_median(ratio):.3g} times the data's "
+                "(medians)."
+            )
+            yield found("BN306", layer.name, evidence, RECALIBRATE)
+
+
+def _fair_limit(batches: int) -> float:
+    """The quantile of a chi-squared variable over its degrees of freedom (Wilson and Hilferty, 1931)."""
+    part = 2 / (9 * (batches - 1))
+    return max(FAIR_FACTOR, float((1 - part + FAIR_QUANTILE * np.sqrt(part)) ** 3))
+
+
+def bn307(facts: Facts) -> Iterator[Finding]:
+    """Batches that are no fair draws from the data."""
+    for layer in facts.layers:
+        seen = _usable(layer)
+        if seen is None or seen.iid_ratio is None or seen.batches < MIN_BATCHES:
+            continue
+        ratios = seen.iid_ratio[np.isfinite(seen.iid_ratio) & _live(layer)]
+        if ratios.size and (upper := float(np.quantile(ratios, 0.75))) > _fair_limit(seen.batches):
+            evidence = (
+                f"In a quarter of the channels the means of the {seen.batches} batches vary {upper:.3g} times as much as "
+                f"fair draws would, or more (limit {_fair_limit(seen.batches):.3g})."
+            )
+            yield found("BN307", layer.name, evidence, "Shuffle the data before it is cut into batches.")
+
+
+def bn308(facts: Facts) -> Iterator[Finding]:
+    """A variance that is smaller at inference, for what is random in training is off."""
+    if any(True for _ in bn307(facts)):  # then one batch says nothing of the others
+        return
+    for layer in facts.layers:
+        seen = _usable(layer)
+        if seen is None or seen.evaluation_ratio is None or seen.fewest < FEW:
+            continue
+        ratios = seen.evaluation_ratio[np.isfinite(seen.evaluation_ratio) & _live(layer)]
+        per_batch = max(seen.samples, 1) / max(seen.batches, 1)
+        if ratios.size and (ratio := _median(ratios)) < 1 - max(DROPOUT_LOSS, 1 / np.sqrt(per_batch)):
+            evidence = (
+                f"On one and the same batch the variance that arrives at inference is {ratio:.3g} times the one in "
+                "training (median over the channels)."
+            )
+            yield found("BN308", layer.name, evidence, "Move the dropout behind the last BatchNorm.")
+
+
+def bn309(facts: Facts) -> Iterator[Finding]:
+    """Outputs that differ between training and evaluation by more than they must."""
+    output = facts.output
+    if output is None or not np.isfinite(output.recalibrated_gap):
+        return
+    if any(fresh(layer) and awaits_training(facts, layer) for layer in facts.layers):
+        return
+    limit = GAP_RATIO * output.recalibrated_gap + GAP_FLOOR
+    if not output.gap <= limit:  # a gap that is not a number is one
+        evidence = (
+            f"For the same {output.samples} samples the outputs in training and in evaluation mode differ by "
+            f"{output.gap:.3g} of their spread; with the statistics of the data, by {output.recalibrated_gap:.3g}."
+        )
+        yield found("BN309", "", evidence, RECALIBRATE)
+
+
+def bn310(facts: Facts) -> Iterator[Finding]:
+    """Padding that counts in the statistics."""
+    for layer in facts.layers:
+        seen = _usable(layer)
+        if seen is None or seen.real_mean is None or seen.real_var is None or "masked" in layer.kind.lower():
+            continue
+        live = _live(layer)
+        real = seen.real_var[live] + layer.eps
+        shift = np.abs(seen.mean - seen.real_mean)[live] / np.sqrt(real)
+        ratio = (seen.var[live] + layer.eps) / real
+        off = (shift > PADDING_MEAN) | (np.abs(np.log(ratio)) > np.log(PADDING_VARIANCE))
+        if live.any() and off.mean() >= FAR_SHARE:
+            evidence = (
+                f"With the padding the mean is {_median(shift):.3g} standard deviations off, and the variance is "
+                f"{_median(ratio):.3g} times that of the real positions (medians; {off.sum()} of {live.sum()} channels)."
+            )
+            name = "bnlearn.torch.MaskedBatchNorm" if facts.framework == "torch" else "the layer's mask argument"
+            yield found("BN310", layer.name, evidence, f"Leave the padding out: {name}.")
+
+
+def bn311(facts: Facts) -> Iterator[Finding]:
+    """A batch with a single value per channel."""
+    for layer in facts.layers:
+        if layer.trains and layer.name in facts.single:
+            comes = "PyTorch raises" if facts.framework == "torch" else "Keras returns beta, whatever came in"
+            evidence = f"A batch of the data brings one value per channel, whose variance is 0: in training {comes}."
+            fix = "Drop the last, smaller batch (drop_last=True, drop_remainder=True), or use larger ones."
+            yield found("BN311", layer.name, evidence, fix)
+
+
+def bn312(facts: Facts) -> Iterator[Finding]:
+    """Something that is not a number arrives; the first layer tells where from."""
+    hit = [layer for layer in facts.layers if layer.seen is not None and not layer.seen.finite]
+    if hit:
+        first = min(hit, key=lambda layer: layer.order)
+        evidence = f"NaN or infinity arrives here first, and at {len(hit)} of {len(facts.layers)} layers in all."
+        fix = "Look at the data and at the layers before this one; then recalibrate, for the statistics are spoilt."
+        yield found("BN312", first.name, evidence, fix)

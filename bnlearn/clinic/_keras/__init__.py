@@ -1,0 +1,1 @@
+"""The clinic for Keras's models. Importing a module of this package imports Keras."""

@@ -1,0 +1,106 @@
+"""Which layers a Keras model has, by which names, and who calls whom where that is written down."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import keras
+
+from bnlearn.keras._base import StatisticsNormalization
+
+__all__ = ["KINDS", "batch_norms", "every_layer", "graph", "named_layers", "require_built", "selected"]
+
+KINDS = (keras.layers.BatchNormalization, StatisticsNormalization)
+"""What counts as batch normalisation: Keras's own layer, and those here that keep the same moving statistics."""
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def named_layers(model: Any) -> dict[str, Any]:
+    """Every layer inside ``model`` once, by its path: the names of the layers that it is in, and its own."""
+    found: dict[str, Any] = {}
+    _name(model, "", found, {id(model)})
+    return found
+
+
+def _name(parent: Any, prefix: str, found: dict[str, Any], seen: set[int]) -> None:
+    for layer in parent._flatten_layers(include_self=False, recursive=False):
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        name, count = f"{prefix}{layer.name}", 1
+        while name in found:  # only a graph makes sure that names differ
+            count += 1
+            name = f"{prefix}{layer.name}#{count}"
+        found[name] = layer
+        _name(layer, f"{name}/", found, seen)
+
+
+def every_layer(model: Any) -> list[Any]:
+    """The model itself, and every layer inside."""
+    return [model, *named_layers(model).values()]
+
+
+def batch_norms(model: Any) -> dict[str, Any]:
+    """The BN layers by name, in the order of registration; the model itself may be one."""
+    if isinstance(model, KINDS):
+        return {model.name: model}
+    return {name: layer for name, layer in named_layers(model).items() if isinstance(layer, KINDS)}
+
+
+def selected(model: Any, layers: Collection[str] | None) -> dict[str, Any]:
+    """The BN layers of these names, or all.
+
+    Raises
+    ------
+    TypeError
+        If ``layers`` is a single string.
+    ValueError
+        If a name is not that of a BN layer.
+    """
+    found = batch_norms(model)
+    if layers is None:
+        return found
+    if isinstance(layers, str):
+        raise TypeError(f"expected layers to be a collection of names, got the string {layers!r}; pass [{layers!r}]")
+    unknown = [name for name in layers if name not in found]
+    if unknown:
+        raise ValueError(f"expected layers to name batch norms of the model, got {unknown[0]!r}; it has {[*found]}")
+    return {name: layer for name, layer in found.items() if name in set(layers)}
+
+
+def require_built(model: Any) -> None:
+    """Refuse what cannot be run yet, and a backend on which nothing is run layer by layer.
+
+    Raises
+    ------
+    ValueError
+        If the model, or a layer that holds all others, has no weights yet.
+    RuntimeError
+        If Keras runs on another backend than TensorFlow, JAX or PyTorch.
+    """
+    if keras.backend.backend() not in BACKENDS:
+        raise RuntimeError(
+            f"expected Keras on one of the backends {', '.join(BACKENDS)}, got {keras.backend.backend()}; "
+            "set KERAS_BACKEND before keras is imported"
+        )
+    if not model.built:
+        raise ValueError(
+            f"expected a built model, got {type(model).__name__} {model.name!r} without weights; "
+            "run one batch through it first"
+        )
+
+
+def graph(model: Any) -> Any:
+    """The functional model behind ``model`` (a Sequential has one inside), or None."""
+    functional = getattr(model, "_functional", model)
+    return functional if hasattr(functional, "_nodes_by_depth") else None
+
+
+def nodes(functional: Any) -> Iterator[Any]:
+    """The calls of a functional model, in an order in which they can be made, without its inputs."""
+    for depth in sorted(functional._nodes_by_depth, reverse=True):
+        for node in functional._nodes_by_depth[depth]:
+            if not node.is_input:
+                yield node

@@ -1,0 +1,1 @@
+"""The clinic for PyTorch: how a ``torch.nn.Module`` is looked at, repaired, and left as it was."""

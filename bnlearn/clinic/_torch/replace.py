@@ -1,0 +1,130 @@
+"""Another normaliser in the place of BN, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import torch
+from bnlearn.clinic._torch.data import unwrap
+from torch import nn
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+
+from bnlearn import torch as own
+from bnlearn.clinic._repair import Repair
+from bnlearn.clinic._torch.freeze import Frozen
+from bnlearn.clinic._torch.select import chosen, has_hooks
+from bnlearn.convert._sync import adopt, exchange
+
+__all__ = ["NORMALISERS", "replace"]
+
+Made = Callable[..., nn.Module]
+
+
+def _group(bn: _BatchNorm, *, groups: int = 32) -> nn.Module:
+    if groups < 1:
+        raise ValueError(f"expected groups >= 1, got {groups}")
+    # Wu and He's 32 where it divides the channels; else the largest number below that does.
+    fitting = next(number for number in range(min(groups, bn.num_features), 0, -1) if bn.num_features % number == 0)
+    return nn.GroupNorm(fitting, bn.num_features, eps=bn.eps, affine=bn.affine)
+
+
+def _layer(bn: _BatchNorm) -> nn.Module:
+    return nn.GroupNorm(1, bn.num_features, eps=bn.eps, affine=bn.affine)
+
+
+def _instance(bn: _BatchNorm) -> nn.Module:
+    # nn.InstanceNorm1d would take (N, C) for one sample of shape (C, L), and say nothing.
+    return nn.GroupNorm(bn.num_features, bn.num_features, eps=bn.eps, affine=bn.affine)
+
+
+def _with_statistics(kind: Made, bn: _BatchNorm, settings: Mapping[str, Any]) -> nn.Module:
+    return kind(bn.num_features, eps=bn.eps, momentum=bn.momentum, affine=bn.affine, **settings)
+
+
+def _renorm(bn: _BatchNorm, **settings: Any) -> nn.Module:
+    return _with_statistics(own.BatchRenorm, bn, settings)
+
+
+def _ghost(bn: _BatchNorm, *, ghost_size: int) -> nn.Module:
+    keeps = {"ghost_size": ghost_size, "track_running_stats": bn.track_running_stats}
+    return _with_statistics(own.GhostBatchNorm, bn, keeps)
+
+
+def _sync(bn: _BatchNorm, *, process_group: Any = None) -> nn.Module:
+    state = _state(bn)
+    # PyTorch's own needs a GPU.
+    kind = SyncBatchNorm if state is not None and state.is_cuda else own.SyncBatchNorm
+    return _with_statistics(kind, bn, {"process_group": process_group, "track_running_stats": bn.track_running_stats})
+
+
+def _example_weighing(bn: _BatchNorm, *, example_weight: float) -> nn.Module:
+    return _with_statistics(own.ExampleWeighing, bn, {"example_weight": example_weight})
+
+
+def _filter_response(bn: _BatchNorm, **settings: Any) -> nn.Module:
+    return own.FilterResponseNorm(bn.num_features, affine=bn.affine, **settings)
+
+
+NORMALISERS: Mapping[str, Made] = {
+    "group": _group,
+    "layer": _layer,
+    "instance": _instance,
+    "renorm": _renorm,
+    "ghost": _ghost,
+    "sync": _sync,
+    "example_weighing": _example_weighing,
+    "filter_response": _filter_response,
+}
+
+
+def replace(
+    model: nn.Module,
+    to: str | Callable[[nn.Module], nn.Module],
+    *,
+    layers: Collection[str] | None = None,
+    **settings: Any,
+) -> Repair:
+    """See :func:`bnlearn.replace`."""
+    model = unwrap(model)
+    make = _maker(to)
+    norms = chosen(model, layers)
+    left = {name: why for name, bn in norms.items() if (why := _obstacle(bn))}
+    try:
+        made = {name: _like(make(bn, **settings), bn) for name, bn in norms.items() if name not in left}
+    except TypeError as error:
+        raise TypeError(f"expected the settings that {to!r} takes, got {settings}: {error}") from error
+    replaced = exchange(model, {norms[name]: new for name, new in made.items()})
+
+    def undo() -> nn.Module:
+        return exchange(replaced, {new: norms[name] for name, new in made.items()})
+
+    return Repair(f"replaced by {to if isinstance(to, str) else 'yours'}", replaced, tuple(made), left, undo)
+
+
+def _maker(to: str | Callable[[nn.Module], nn.Module]) -> Made:
+    if callable(to):
+        return to
+    if to not in NORMALISERS:
+        known = ", ".join(NORMALISERS)
+        raise ValueError(f"expected a normaliser among {known}, or a function from the old layer to a new, got {to!r}")
+    return NORMALISERS[to]
+
+
+def _obstacle(bn: _BatchNorm) -> str:
+    if isinstance(bn, Frozen):
+        return "it is frozen: undo that first"
+    if type(bn).forward not in (_BatchNorm.forward, SyncBatchNorm.forward):
+        return f"{type(bn).__name__} has a forward of its own, which may do more than batch norm"
+    return "it has hooks, which would be lost" if has_hooks(bn) else ""
+
+
+def _like(new: nn.Module, bn: _BatchNorm) -> nn.Module:
+    """``new`` on the device and in the precision of ``bn``, with its parameters and statistics."""
+    state = _state(bn)
+    adopted: nn.Module = adopt(new if state is None else new.to(device=state.device, dtype=state.dtype), bn)
+    return adopted
+
+
+def _state(bn: _BatchNorm) -> torch.Tensor | None:
+    return next((tensor for tensor in (bn.weight, bn.running_mean) if tensor is not None), None)

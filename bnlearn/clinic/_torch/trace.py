@@ -1,0 +1,196 @@
+"""Which layer's output reaches which BN layer, and what else becomes of it: seen by running the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+__all__ = ["Linked", "Met", "plain", "trace"]
+
+_INPUT = "the model's input"
+
+# What asks a tensor about itself, and leaves its values alone.
+_QUESTIONS = frozenset(
+    [
+        "shape",
+        "dtype",
+        "device",
+        "ndim",
+        "layout",
+        "names",
+        "requires_grad",
+        "is_leaf",
+        "is_cuda",
+        "is_sparse",
+        "is_meta",
+        "is_quantized",
+        "is_mkldnn",
+        "is_nested",
+        "is_contiguous",
+        "is_floating_point",
+        "is_complex",
+        "dim",
+        "size",
+        "numel",
+        "nelement",
+        "stride",
+        "element_size",
+        "storage_offset",
+        "get_device",
+        "type",
+        "__len__",
+        "__hash__",
+    ]
+)
+
+
+@dataclass
+class Linked:
+    """A linear or convolutional layer, as it was met.
+
+    Attributes
+    ----------
+    name : str
+    module : torch.nn.Module
+    calls : int
+    ndim : int
+        Axes of its last output.
+    uses : list of str
+        What took its output, in the order in which it did: ``"batch_norm of <name>"``, a function's name, or
+        ``"the model's output"``.
+    weight_elsewhere : bool
+        Whether something else used its parameters.
+    """
+
+    name: str
+    module: nn.Module
+    calls: int = 0
+    ndim: int = 0
+    uses: list[str] = field(default_factory=list)
+    weight_elsewhere: bool = False
+
+
+@dataclass
+class Met:
+    """A BN layer, as it was met: how often, and what made the tensor that arrived last."""
+
+    name: str
+    module: nn.Module
+    calls: int = 0
+    source: Linked | str = _INPUT
+
+
+def trace(model: nn.Module, call: Callable[[], Any], kinds: tuple[type[nn.Module], ...]) -> dict[str, Met]:
+    """Run ``call`` once and watch.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Left without the hooks that this needs, whatever happens.
+    call : callable
+        Runs the model on an example, and returns what it returns.
+    kinds : tuple of type
+        Which layers to watch besides those of BN.
+
+    Returns
+    -------
+    dict of str to Met
+        The BN layers by name, in the order of registration, each with the watched layer that feeds it.
+    """
+    watch = _Watch(model, kinds)
+    handles = watch.install()
+    try:
+        with torch.no_grad(), watch:
+            output = call()
+    finally:
+        for handle in handles:
+            handle.remove()
+    for leaf in tree_leaves(plain(output)):
+        made = watch.source(leaf)
+        if isinstance(made, Linked):
+            made.uses.append("the model's output")
+    return watch.norms
+
+
+def plain(output: Any) -> Any:
+    """Containers that the tree functions do not know, such as a dataclass of outputs, as a dictionary."""
+    if isinstance(output, Mapping):
+        return dict(output)
+    return vars(output) if hasattr(output, "__dataclass_fields__") else output
+
+
+class _Watch(TorchFunctionMode):
+    """Notes every function of torch that takes a watched layer's output."""
+
+    def __init__(self, model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+        super().__init__()
+        modules = list(model.named_modules())
+        self.norms = {name: Met(name, module) for name, module in modules if isinstance(module, _BatchNorm)}
+        self.linked = {name: Linked(name, module) for name, module in modules if isinstance(module, kinds)}
+        self.owners = {
+            id(parameter): linked
+            for linked in self.linked.values()
+            for parameter in linked.module.parameters(recurse=False)
+        }
+        self.inside: list[Linked | Met] = []
+        self.sources: Any = WeakTensorKeyDictionary()
+
+    def source(self, leaf: Any) -> Linked | str:
+        """What made a tensor."""
+        found: Linked | str = self.sources.get(leaf, _INPUT) if isinstance(leaf, torch.Tensor) else _INPUT
+        return found
+
+    def install(self) -> list[Any]:
+        """Hooks that tell inside which layer we are."""
+        handles: list[Any] = []
+        for met in (*self.norms.values(), *self.linked.values()):
+            handles.append(met.module.register_forward_pre_hook(self._entering(met), with_kwargs=True))
+            handles.append(met.module.register_forward_hook(self._leaving(met), always_call=True))
+        return handles
+
+    def _entering(self, met: Linked | Met) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            met.calls += 1
+            self.inside.append(met)
+            if isinstance(met, Met):
+                arrived = next(iter(tree_leaves((args, kwargs))), None)
+                met.source = self.source(arrived)
+
+        return hook
+
+    def _leaving(self, met: Linked | Met) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            self.inside.pop()
+            if isinstance(met, Linked) and isinstance(output, torch.Tensor):
+                met.ndim = output.ndim
+                self.sources[output] = met
+
+        return hook
+
+    def __torch_function__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
+        output = func(*args, **(kwargs or {}))
+        if name in _QUESTIONS:
+            return output
+        here = self.inside[-1] if self.inside else None
+        for leaf in tree_leaves((args, kwargs)):
+            made = self.source(leaf)
+            if isinstance(made, Linked):
+                made.uses.append(f"{name} of {here.name}" if isinstance(here, Met) else name)
+            owner = self.owners.get(id(leaf))
+            if owner is not None and owner is not here:
+                owner.weight_elsewhere = True
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                self.sources[leaf] = name
+        return output
