@@ -1,7 +1,7 @@
 """From facts to findings: one small function for each rule, and every threshold with its reason.
 
-The thresholds are on the safe side. A rule that cries wolf on a healthy model gets the whole audit switched off, so what
-is in doubt is let pass; the rules' pages say what that misses.
+The thresholds are on the safe side. A rule that cries wolf on a healthy model gets the whole audit switched off, so
+what is in doubt is let pass; the rules' pages say what that misses.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def bn101(facts: Facts) -> Iterator[Finding]:
         negative = layer.running_var < 0
         if (mean | var | negative).any():
             evidence = (
-                f"Of {layer.channels} channels, {mean.sum()} have a running mean and {var.sum()} a running variance that "
-                f"is not finite, and {negative.sum()} a negative variance."
+                f"Of {layer.channels} channels, {mean.sum()} have a running mean and {var.sum()} a running variance "
+                f"that is not finite, and {negative.sum()} a negative variance."
             )
             yield say("BN101", layer.name, evidence, RECALIBRATE)
 
@@ -105,8 +105,8 @@ def bn105(facts: Facts) -> Iterator[Finding]:
         if small.mean() > MOST:
             std = np.sqrt(np.median(var[live] / (var[live] + layer.eps)))
             evidence = (
-                f"The variance is below {EPS_SHARE * layer.eps:.3g} in {small.sum()} of {live.sum()} live channels, with "
-                f"eps={layer.eps:.3g}: the normalised values have a standard deviation of about {std:.3g}."
+                f"The variance is below {EPS_SHARE * layer.eps:.3g} in {small.sum()} of {live.sum()} live channels, "
+                f"with eps={layer.eps:.3g}: the normalised values have a standard deviation of about {std:.3g}."
             )
             yield say("BN105", layer.name, evidence, "Scale what arrives, or set an eps well below its variance.")
 
@@ -124,9 +124,9 @@ def bn107(facts: Facts) -> Iterator[Finding]:
     """A bias that the mean takes away again."""
     for layer in facts.layers:
         if layer.trains and layer.seen is not None and layer.seen.bias_from is not None:
-            evidence = f"The output of {layer.seen.bias_from}, which adds a bias, arrives here as it is."
+            evidence = f"The output of layer {layer.seen.bias_from}, which adds a bias, arrives here as it is."
             option = "bias=False" if facts.framework == "torch" else "use_bias=False"
-            yield say("BN107", layer.name, evidence, f"Make {layer.seen.bias_from} with {option}.")
+            yield say("BN107", layer.name, evidence, f"Make layer {layer.seen.bias_from} with {option}.")
 
 
 def bn108(facts: Facts) -> Iterator[Finding]:
@@ -148,7 +148,7 @@ def bn201(facts: Facts) -> Iterator[Finding]:
     for layer in facts.layers:
         moves = layer.training_now or (not facts.training_now and tuned)
         if _tracking(layer) and layer.affine_trainable is False and moves:
-            evidence = "gamma and beta take no gradient, yet each forward pass in training moves the running statistics."
+            evidence = "gamma and beta take no gradient, yet each pass in training moves the running statistics."
             yield say("BN201", layer.name, evidence, "Freeze all of it: bnlearn.freeze(model).")
 
 
@@ -157,10 +157,12 @@ def bn202(facts: Facts) -> Iterator[Finding]:
     training = sum(layer.training_now for layer in facts.layers)
     for layer in facts.layers:
         if not facts.training_now and layer.training_now and layer.evaluates:
-            evidence = f"It uses the batch's statistics in a model that stands in evaluation mode, as {training} layers do."
+            evidence = (
+                f"It uses the batch's statistics in a model that stands in evaluation mode; {training} layers do."
+            )
             yield say("BN202", layer.name, evidence, "Call model.eval() after whatever set single layers to training.")
         elif facts.training_now and layer.frozen_by_hand and training:
-            evidence = f"It stands in evaluation mode while {training} other layers train; the next train() undoes that."
+            evidence = f"It stands in evaluation mode beside {training} in training mode; the next train() undoes that."
             yield say("BN202", layer.name, evidence, "Freeze it for good: bnlearn.freeze(model, layers=[...]).")
 
 

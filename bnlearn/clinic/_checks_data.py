@@ -99,7 +99,7 @@ def bn304(facts: Facts) -> Iterator[Finding]:
                 f"A batch had {few} values per channel; the standard error of its variance is "
                 f"{np.sqrt(2 / (few - 1)):.0%} of it, and of its mean {1 / np.sqrt(few):.0%} of the standard deviation."
             )
-            fix = 'Use larger batches, or bnlearn.replace(model, "group"), or freeze the statistics: bnlearn.freeze(model).'
+            fix = 'Larger batches, or bnlearn.replace(model, "group"), or fixed statistics: bnlearn.freeze(model).'
             yield found("BN304", layer.name, evidence, fix)
 
 
@@ -136,9 +136,9 @@ def bn306(facts: Facts) -> Iterator[Finding]:
         off = (shift > max(FAR_MEAN, error)) | (log_ratio > max(np.log(FAR_VARIANCE), 2 * error))
         if live.any() and off.mean() >= FAR_SHARE:
             evidence = (
-                f"In {off.sum()} of {live.sum()} live channels the running statistics are not the data's: the mean is off "
-                f"by {_median(shift):.3g} standard deviations, the variance is {_median(ratio):.3g} times the data's "
-                "(medians)."
+                f"In {off.sum()} of {live.sum()} live channels the running statistics are not the data's: the mean "
+                f"is off by {_median(shift):.3g} standard deviations, the variance is {_median(ratio):.3g} times "
+                "the data's (medians)."
             )
             yield found("BN306", layer.name, evidence, RECALIBRATE)
 
@@ -158,8 +158,8 @@ def bn307(facts: Facts) -> Iterator[Finding]:
         ratios = seen.iid_ratio[np.isfinite(seen.iid_ratio) & _live(layer)]
         if ratios.size and (upper := float(np.quantile(ratios, 0.75))) > _fair_limit(seen.batches):
             evidence = (
-                f"In a quarter of the channels the means of the {seen.batches} batches vary {upper:.3g} times as much as "
-                f"fair draws would, or more (limit {_fair_limit(seen.batches):.3g})."
+                f"In a quarter of the channels the means of the {seen.batches} batches vary {upper:.3g} times as much "
+                f"as fair draws would, or more (limit {_fair_limit(seen.batches):.3g})."
             )
             yield found("BN307", layer.name, evidence, "Shuffle the data before it is cut into batches.")
 
@@ -212,7 +212,8 @@ def bn310(facts: Facts) -> Iterator[Finding]:
         if live.any() and off.mean() >= FAR_SHARE:
             evidence = (
                 f"With the padding the mean is {_median(shift):.3g} standard deviations off, and the variance is "
-                f"{_median(ratio):.3g} times that of the real positions (medians; {off.sum()} of {live.sum()} channels)."
+                f"{_median(ratio):.3g} times that of the real positions (medians); it shows in {off.sum()} of "
+                f"{live.sum()} channels."
             )
             name = "bnlearn.torch.MaskedBatchNorm" if facts.framework == "torch" else "the layer's mask argument"
             yield found("BN310", layer.name, evidence, f"Leave the padding out: {name}.")

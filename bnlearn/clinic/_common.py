@@ -17,7 +17,10 @@ FEW = 16
 sqrt(2 / (n - 1)) for normal values."""
 
 DEAD = 1e-12
-"""A variance that float32 cannot tell from none, absolutely and (times the squared mean) relatively."""
+"""A variance, over the squared mean, that float32 cannot tell from none: its steps are 1e-7 of a value."""
+
+NOTHING = 1e-16
+"""A variance that is none whatever the mean; a running one gets there in some hundred steps without any."""
 
 RECALIBRATE = "Compute the statistics from your data: bnlearn.recalibrate(model, data)."
 
@@ -61,8 +64,9 @@ def variance(layer: LayerFacts) -> NDArray[np.float64] | None:
     """Of what arrives, or else the running one; None where neither tells anything."""
     if layer.seen is not None:
         return layer.seen.var if layer.seen.finite else None
-    known = layer.running_var is not None and np.isfinite(layer.running_var).all() and not fresh(layer)
-    return layer.running_var if known else None
+    var = layer.running_var
+    known = var is not None and np.isfinite(var).all() and (var >= 0).all() and not fresh(layer)
+    return var if known else None
 
 
 def dead(layer: LayerFacts) -> Mask:
@@ -71,5 +75,5 @@ def dead(layer: LayerFacts) -> Mask:
     mean = layer.seen.mean if layer.seen is not None else layer.running_mean
     assert var is not None
     assert mean is not None
-    found: Mask = var <= DEAD * (1 + mean**2)
-    return found
+    without: Mask = var <= np.maximum(NOTHING, DEAD * mean**2)
+    return without

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import get_args
 
-from bnlearn.clinic import _formats
+from bnlearn.clinic import _formats, _sarif
 from bnlearn.clinic._rule import SEVERITIES, Severity
 
 __all__ = ["AuditError", "Finding", "Report", "at_least"]
@@ -45,7 +45,7 @@ class Finding:
 
 
 def at_least(severity: str) -> tuple[Severity, ...]:
-    """This severity and those worse.
+    """A severity and those worse.
 
     Raises
     ------
@@ -193,4 +193,4 @@ class Report:
         -------
         str
         """
-        return _formats.as_sarif(self)
+        return _sarif.as_sarif(self)

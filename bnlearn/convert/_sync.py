@@ -141,7 +141,7 @@ def exchange(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> nn.Module:
     """``model`` with modules in the places of others, wherever they stand; it may be one of them itself."""
     for module in [*model.modules()]:
         for name, child in [*module._modules.items()]:  # also where one module stands in two places
-            if child in new:
+            if child is not None and child in new:
                 setattr(module, name, new[child])
     return new.get(model, model)
 

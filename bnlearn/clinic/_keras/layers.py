@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from difflib import get_close_matches
 from typing import Any
 
 import keras
+from keras.src.models import Functional
 
 from bnlearn.keras._base import StatisticsNormalization
 
-__all__ = ["KINDS", "batch_norms", "every_layer", "graph", "named_layers", "require_built", "selected"]
+__all__ = [
+    "KINDS",
+    "batch_norms",
+    "every_layer",
+    "graph",
+    "named_layers",
+    "nodes",
+    "own_kind",
+    "require_built",
+    "selected",
+]
 
 KINDS = (keras.layers.BatchNormalization, StatisticsNormalization)
 """What counts as batch normalisation: Keras's own layer, and those here that keep the same moving statistics."""
@@ -54,19 +66,20 @@ def selected(model: Any, layers: Collection[str] | None) -> dict[str, Any]:
 
     Raises
     ------
-    TypeError
-        If ``layers`` is a single string.
     ValueError
-        If a name is not that of a BN layer.
+        If a name is of no BN layer.
     """
     found = batch_norms(model)
     if layers is None:
         return found
     if isinstance(layers, str):
-        raise TypeError(f"expected layers to be a collection of names, got the string {layers!r}; pass [{layers!r}]")
-    unknown = [name for name in layers if name not in found]
-    if unknown:
-        raise ValueError(f"expected layers to name batch norms of the model, got {unknown[0]!r}; it has {[*found]}")
+        raise ValueError(f"expected layers to be a list of names, got the string {layers!r}; write [{layers!r}]")
+    for name in layers:
+        if name not in found:
+            near = get_close_matches(name, found, n=3) or list(found)[:8]
+            raise ValueError(
+                f"expected layers to name BN layers, got {name!r}; the model has {', '.join(map(repr, near)) or 'none'}"
+            )
     return {name: layer for name, layer in found.items() if name in set(layers)}
 
 
@@ -93,9 +106,10 @@ def require_built(model: Any) -> None:
 
 
 def graph(model: Any) -> Any:
-    """The functional model behind ``model`` (a Sequential has one inside), or None."""
-    functional = getattr(model, "_functional", model)
-    return functional if hasattr(functional, "_nodes_by_depth") else None
+    """The functional model behind ``model`` (a Sequential has one inside), or None where ``call`` is somebody's own."""
+    if getattr(type(model), "call", None) not in (Functional.call, keras.Sequential.call):
+        return None
+    return getattr(model, "_functional", model)
 
 
 def nodes(functional: Any) -> Iterator[Any]:
@@ -104,3 +118,9 @@ def nodes(functional: Any) -> Iterator[Any]:
         for node in functional._nodes_by_depth[depth]:
             if not node.is_input:
                 yield node
+
+
+def own_kind(layer: Any) -> type[Any]:
+    """The layer's class, or the one that it had before it was frozen."""
+    found: type[Any] = getattr(type(layer), "_bnlearn_held", type(layer))
+    return found

@@ -46,7 +46,7 @@ def same_randomness() -> Iterator[None]:
     generator = global_state.get_global_attribute(GLOBAL_SEED_GENERATOR)
     with ExitStack() as stack:
         stack.callback(random.setstate, python)
-        stack.callback(np.random.set_state, legacy)  # noqa: NPY002
+        stack.callback(np.random.set_state, legacy)
         stack.callback(global_state.set_global_attribute, GLOBAL_SEED_GENERATOR, generator)
         if generator is not None:
             stack.enter_context(kept([generator.state]))
@@ -61,15 +61,15 @@ def _same_tensorflow() -> Iterator[None]:
     from tensorflow.python.eager import context
     from tensorflow.python.ops import stateful_random_ops
 
-    drawn = context.context()._rng
+    drawn = getattr(context.context(), "_rng", None)  # absent until a seed is set
     state = None if drawn is None else drawn.getstate()
     generator = stateful_random_ops.global_generator
     position = None if generator is None else generator.state.read_value()
     try:
         yield
     finally:
-        context.context()._rng = drawn
         if drawn is not None:
+            context.context()._rng = drawn
             drawn.setstate(state)
         stateful_random_ops.global_generator = generator
         if generator is not None:

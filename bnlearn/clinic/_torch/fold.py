@@ -9,13 +9,13 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from bnlearn.clinic._torch.data import unwrap
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from bnlearn.clinic._folding import Folding
+from bnlearn.clinic._torch.data import copied, unwrap
 from bnlearn.clinic._torch.select import has_hooks
 from bnlearn.clinic._torch.state import untouched
 from bnlearn.clinic._torch.trace import Linked, Met, plain, trace
@@ -35,7 +35,8 @@ def fold(model: nn.Module, example: Any) -> nn.Module:
     modes = {name: module.training for name, module in model.named_modules()}
     with untouched(model):
         model.eval()
-        norms = trace(model, lambda: _call(model, example), LINEAR)
+        fresh = copied(example)
+        norms = trace(model, lambda: _call(model, fresh), LINEAR)
         before = _outputs(model, example)
     shared = _shared_parameters(model)
     left = {name: why for name, met in norms.items() if (why := _obstacle(met, shared, modes[name]))}
@@ -51,8 +52,6 @@ def fold(model: nn.Module, example: Any) -> nn.Module:
 
 
 def _call(model: nn.Module, example: Any) -> Any:
-    """The model's output for a copy of the example: a first layer may work in place."""
-    example = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, example)
     with torch.no_grad():
         if isinstance(example, Mapping):
             return model(**example)
@@ -60,7 +59,7 @@ def _call(model: nn.Module, example: Any) -> Any:
 
 
 def _outputs(model: nn.Module, example: Any) -> list[torch.Tensor]:
-    leaves = tree_leaves(plain(_call(model, example)))
+    leaves = tree_leaves(plain(_call(model, copied(example))))  # a first layer may work in place
     found = [leaf.detach().clone() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
     if not found or not all(bool(torch.isfinite(leaf).all()) for leaf in found):
         state = "none that are floating-point" if not found else "NaN or infinite ones"

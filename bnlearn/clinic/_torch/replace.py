@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from bnlearn.clinic._torch.data import unwrap
 from torch import nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.nn.utils import parametrize
 
 from bnlearn import torch as own
 from bnlearn.clinic._repair import Repair
+from bnlearn.clinic._torch.data import unwrap
 from bnlearn.clinic._torch.freeze import Frozen
 from bnlearn.clinic._torch.select import chosen, has_hooks
-from bnlearn.convert._sync import adopt, exchange
 
 __all__ = ["NORMALISERS", "replace"]
 
@@ -80,7 +80,7 @@ NORMALISERS: Mapping[str, Made] = {
 
 def replace(
     model: nn.Module,
-    to: str | Callable[[nn.Module], nn.Module],
+    to: str | Callable[[Any], nn.Module],
     *,
     layers: Collection[str] | None = None,
     **settings: Any,
@@ -90,25 +90,51 @@ def replace(
     make = _maker(to)
     norms = chosen(model, layers)
     left = {name: why for name, bn in norms.items() if (why := _obstacle(bn))}
-    try:
-        made = {name: _like(make(bn, **settings), bn) for name, bn in norms.items() if name not in left}
-    except TypeError as error:
-        raise TypeError(f"expected the settings that {to!r} takes, got {settings}: {error}") from error
-    replaced = exchange(model, {norms[name]: new for name, new in made.items()})
+    made: dict[str, nn.Module] = {}
+    for name, bn in norms.items():
+        if name not in left:
+            new = make(bn, settings)
+            if new is bn:
+                left[name] = "the function gave it back"
+            else:
+                made[name] = _like(new, bn)
+    new_of: dict[Any, nn.Module] = {norms[name]: new for name, new in made.items()}
+    modules = list(model.modules())
+    places = [(module, name, child) for module in modules for name, child in module._modules.items() if child in new_of]
 
     def undo() -> nn.Module:
-        return exchange(replaced, {new: norms[name] for name, new in made.items()})
+        for module, name, old in places:
+            setattr(module, name, old)
+        return model
 
+    for module, name, old in places:
+        setattr(module, name, new_of[old])
+    replaced = new_of.get(model, model)
     return Repair(f"replaced by {to if isinstance(to, str) else 'yours'}", replaced, tuple(made), left, undo)
 
 
-def _maker(to: str | Callable[[nn.Module], nn.Module]) -> Made:
-    if callable(to):
-        return to
-    if to not in NORMALISERS:
+def _maker(to: str | Callable[[Any], nn.Module]) -> Callable[[_BatchNorm, Mapping[str, Any]], nn.Module]:
+    """What makes the new layer from the old one and the settings."""
+    if not callable(to) and to not in NORMALISERS:
         known = ", ".join(NORMALISERS)
         raise ValueError(f"expected a normaliser among {known}, or a function from the old layer to a new, got {to!r}")
-    return NORMALISERS[to]
+
+    def yours(bn: _BatchNorm, settings: Mapping[str, Any]) -> nn.Module:
+        new = cast(Made, to)(bn, **settings)
+        if not isinstance(new, nn.Module):
+            raise TypeError(f"expected the function to give a torch.nn.Module, got {new!r} for {bn}")
+        return new
+
+    def known_one(bn: _BatchNorm, settings: Mapping[str, Any]) -> nn.Module:
+        try:
+            new = NORMALISERS[cast(str, to)](bn, **settings)
+        except TypeError as error:
+            raise TypeError(f"expected the settings that {to!r} takes, got {dict(settings)}: {error}") from error
+        if bn.bias is None:
+            new.register_parameter("bias", None)
+        return new
+
+    return yours if callable(to) else known_one
 
 
 def _obstacle(bn: _BatchNorm) -> str:
@@ -116,14 +142,25 @@ def _obstacle(bn: _BatchNorm) -> str:
         return "it is frozen: undo that first"
     if type(bn).forward not in (_BatchNorm.forward, SyncBatchNorm.forward):
         return f"{type(bn).__name__} has a forward of its own, which may do more than batch norm"
+    if parametrize.is_parametrized(bn):
+        return "its weights are parametrised"
     return "it has hooks, which would be lost" if has_hooks(bn) else ""
 
 
 def _like(new: nn.Module, bn: _BatchNorm) -> nn.Module:
-    """``new`` on the device and in the precision of ``bn``, with its parameters and statistics."""
+    """``new`` on the device and in the precision of ``bn``, in its mode, with its parameters and statistics.
+
+    The very tensors: an optimizer goes on with them, and after undo the old layer has what was learned in between.
+    Only where the new layer has some of that shape: what a user's own function makes may call others by these names.
+    """
     state = _state(bn)
-    adopted: nn.Module = adopt(new if state is None else new.to(device=state.device, dtype=state.dtype), bn)
-    return adopted
+    new = new.train(bn.training) if state is None else new.train(bn.training).to(device=state.device, dtype=state.dtype)
+    for store in ("_parameters", "_buffers"):
+        places = getattr(new, store)
+        for name, old in getattr(bn, store).items():
+            if old is not None and places.get(name) is not None and places[name].shape == old.shape:
+                places[name] = old
+    return new
 
 
 def _state(bn: _BatchNorm) -> torch.Tensor | None:

@@ -14,12 +14,33 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Untouched", "generators", "random_states", "unbuilt", "untouched"]
+__all__ = ["Untouched", "generators", "random_states", "unbuilt", "untouched", "unwrap"]
 
 Restore = Callable[[], None]
 
 CONTAINERS = (dict, OrderedDict, list, set, deque)
 """Attributes of exactly these types get their entries back (hooks, parameters, buffers and submodules are in dicts)."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside: of ``torch.compile``, of DistributedDataParallel and DataParallel, of an averaged model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Possibly wrapped, more than once too.
+
+    Returns
+    -------
+    torch.nn.Module
+        The model itself where nothing is wrapped around it.
+    """
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel, torch.optim.swa_utils.AveragedModel)
+    while True:
+        inner = model.module if isinstance(model, wrappers) else vars(model).get("_modules", {}).get("_orig_mod")
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
 
 
 @contextmanager
@@ -37,7 +58,7 @@ def untouched(model: nn.Module) -> Iterator[Untouched]:
     Parameters
     ----------
     model : torch.nn.Module
-        Not wrapped by DistributedDataParallel or ``torch.compile``; see :func:`bnlearn.clinic._torch.data.unwrap`.
+        Not wrapped by ``torch.compile`` and the like; see :func:`unwrap`.
 
     Yields
     ------
@@ -52,8 +73,8 @@ def untouched(model: nn.Module) -> Iterator[Untouched]:
     missing = unbuilt(model)
     if missing:
         raise ValueError(
-            f"expected a model that has been built, got {type(model).__name__} whose layer {missing[0]!r} does not know "
-            "its shape yet; run one batch through it first"
+            f"expected a model whose layers are built, got {type(model).__name__} where {missing[0]!r} has no values "
+            "yet; run one batch through the model first"
         )
     state = Untouched(model)
     try:
@@ -119,7 +140,7 @@ def _plain_tensors(entries: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 def _tensors_to_replace(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
     """Buffers, and tensors that are mere attributes, each once."""
-    found = {}
+    found: dict[int, torch.Tensor] = {}
     for module in modules:
         if not _is_script(module):
             found |= {id(tensor): tensor for tensor in _plain_tensors(module._buffers.values())}
@@ -135,8 +156,6 @@ def _fixed_buffers(modules: Iterable[nn.Module]) -> Iterator[torch.Tensor]:
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    if a.layout != torch.strided or a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
-        return False
     flat = (t.detach().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(*flat)
 
@@ -150,9 +169,11 @@ class _Values:
         self._copy = tensor.detach().clone()
 
     def restore(self) -> None:
-        if self.tensor.data_ptr() != self._data.data_ptr() or self.tensor.shape != self._data.shape:
+        if self.tensor.layout != torch.strided or self.tensor.is_quantized:
+            return  # a stand-in took what was written
+        if not self.tensor.is_set_to(self._data):
             self.tensor.data = self._data  # something was put in the place of its storage
-        if not _same_bits(self.tensor, self._copy):
+        if not _same_bits(self._data, self._copy):
             with torch.no_grad():
                 self.tensor.copy_(self._copy)
 
@@ -168,7 +189,8 @@ class _Parameter(_Values):
     def restore(self) -> None:
         super().restore()
         self.parameter.requires_grad_(self._requires_grad)
-        self.parameter.grad = self._grad
+        if self.parameter.grad is not self._grad:
+            self.parameter.grad = self._grad
 
 
 class _Attributes:
@@ -200,8 +222,12 @@ class _Attributes:
 
 def _put_back(container: Any, entries: Any) -> None:
     """The very entries, in their order; a container that has them is not written to."""
-    old, new = _identities(container), _identities(entries)
-    if old != new:
+    if isinstance(container, dict):
+        # Not emptied first: a second Ctrl-C in between would leave a module without attributes.
+        container.update(entries)
+        for name in container.keys() - entries.keys():
+            del container[name]
+    if _identities(container) != _identities(entries):
         container.clear()
         (container.update if hasattr(container, "update") else container.extend)(entries)
 

@@ -151,7 +151,8 @@ class _Watch(TorchFunctionMode):
     def install(self) -> list[Any]:
         """Hooks that tell inside which layer we are."""
         handles: list[Any] = []
-        for met in (*self.norms.values(), *self.linked.values()):
+        mets: list[Linked | Met] = [*self.norms.values(), *self.linked.values()]
+        for met in mets:
             handles.append(met.module.register_forward_pre_hook(self._entering(met), with_kwargs=True))
             handles.append(met.module.register_forward_hook(self._leaving(met), always_call=True))
         return handles

@@ -1,0 +1,110 @@
+"""The audit: from a model to a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bnlearn.clinic._checks import CHECKS
+from bnlearn.clinic._checks_data import MIN_BATCHES
+from bnlearn.clinic._dispatch import part
+from bnlearn.clinic._facts import Facts
+from bnlearn.clinic._findings import Finding, Report
+from bnlearn.clinic._rule import SEVERITIES
+from bnlearn.clinic._rules import RULES
+
+__all__ = ["audit", "examine"]
+
+
+def audit(
+    model: Any, data: Any = None, *, optimizer: Any = None, mask: Callable[[Any], Any] | str | int | None = None
+) -> Report:
+    r"""Look a model over for what goes wrong with batch normalisation.
+
+    Nothing is changed: modes, statistics, gradients, hooks and random state are as before, whatever happens. No batch
+    is run more than three times, and only one is kept.
+
+    Parameters
+    ----------
+    model : torch.nn.Module or keras.Model
+        Built: after a first batch, where layers are made lazily.
+    data : iterable of batches, or None
+        As the model is trained with: a list, a ``DataLoader``, a ``tf.data.Dataset`` or a generator; read once.
+        A batch is an array or tensor; a tuple or list, whose first entry goes to the model; or a dictionary of
+        arguments. A few hundred samples make most rules sharp. None: only what can be seen without data.
+    optimizer : torch.optim.Optimizer or keras.optimizers.Optimizer, or None
+        The one that trains the model.
+    mask : callable, key or index, or None
+        What of a batch is real and what is padding: a function of the batch that gives booleans of shape
+        (N, \*spatial), True where real; or where in the batch they stand.
+
+    Returns
+    -------
+    Report
+        A table in a terminal, and in a notebook. Its findings have a code, a severity, a layer, the evidence and a fix.
+
+    Raises
+    ------
+    TypeError
+        If the model is of neither framework.
+    ValueError
+        If there is nothing in the data, if a layer is not built yet, or if a mask comes without data.
+
+    Examples
+    --------
+    >>> import pytest
+    >>> torch = pytest.importorskip("torch")
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16, momentum=0.99))
+    >>> report = audit(model)
+    >>> report.findings[0].code, report.findings[0].layer, report.worst
+    ('BN104', '1', 'warning')
+    """
+    if mask is not None and data is None:
+        raise ValueError("expected data with the mask, got none: a mask is looked up in each batch")
+    facts: Facts = part(model, "facts").facts(model, data, optimizer=optimizer, mask=mask)
+    return examine(facts)
+
+
+def examine(facts: Facts) -> Report:
+    """The report on what is known of a model.
+
+    Parameters
+    ----------
+    facts : Facts
+
+    Returns
+    -------
+    Report
+    """
+    skipped = dict(_skipped(facts))
+    order = {layer.name: layer.order for layer in facts.layers} | {"": -1}
+    findings = [finding for code, check in CHECKS.items() if code not in skipped for finding in check(facts)]
+
+    def place(finding: Finding) -> tuple[int, int, str]:
+        return -SEVERITIES.index(finding.severity), order[finding.layer], finding.code
+
+    return Report(
+        findings=tuple(sorted(findings, key=place)),
+        notes=facts.notes if facts.layers else (*facts.notes, "The model has no batch-norm layer."),
+        model=facts.model,
+        framework=facts.framework,
+        layers=tuple(layer.name for layer in sorted(facts.layers, key=lambda layer: layer.order)),
+        skipped=skipped,
+        source=facts.source,
+    )
+
+
+def _skipped(facts: Facts) -> Iterator[tuple[str, str]]:
+    """The rules that cannot be checked, each with the reason."""
+    batches = max((layer.seen.batches for layer in facts.layers if layer.seen is not None), default=0)
+    for code, rule in RULES.items():
+        if rule.needs in ("data", "mask") and not facts.data_run:
+            yield code, "no data was given"
+        elif rule.needs == "mask" and not facts.masked:
+            yield code, "no mask was given, or it has no layer's shape"
+        elif rule.needs == "optimizer" and facts.optimizer is None:
+            yield code, "no optimizer was given"
+        elif code == "BN307" and batches < MIN_BATCHES:
+            yield code, f"it takes {MIN_BATCHES} batches, and the data has {batches}"
+        elif code == "BN309" and facts.output is None:
+            yield code, "no outputs of training and evaluation could be compared"
