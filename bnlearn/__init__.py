@@ -10,26 +10,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bnlearn import claims, datasets, family, functional, gradcheck, layers, training, viz
-    from bnlearn.functional import batch_norm, batch_norm_backward, update_running
+    from bnlearn import claims, clinic, family, functional, layers, viz
+    from bnlearn.clinic import audit, fold, freeze, recalibrate, replace
+    from bnlearn.functional import batch_norm
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "audit",
     "batch_norm",
-    "batch_norm_backward",
     "claims",
-    "datasets",
+    "clinic",
     "family",
+    "fold",
+    "freeze",
     "functional",
-    "gradcheck",
     "layers",
-    "training",
-    "update_running",
+    "recalibrate",
+    "replace",
     "viz",
 ]
 
-_FUNCTIONS = {"batch_norm", "batch_norm_backward", "update_running"}
+_FUNCTIONS = {
+    "batch_norm": "functional",
+    **dict.fromkeys(("audit", "fold", "freeze", "recalibrate", "replace"), "clinic"),
+}
+# Modules for those who come for more than the twelve names above; `import bnlearn.torch` and the like load a framework.
+_UNLISTED = ("datasets", "gradcheck", "training")
 
 # Two distributions on PyPI share the import name, and pip merges their folders without a word.
 _FOREIGN = ("bnlearn.py", "structure_learning.py", "parameter_learning.py")
@@ -53,8 +60,8 @@ if not TYPE_CHECKING:  # pragma: no branch - a type checker shall find the names
 
     def __getattr__(name: str) -> Any:
         if name in _FUNCTIONS:
-            return getattr(import_module("bnlearn.functional"), name)
-        if name in __all__:
+            return getattr(import_module(f"bnlearn.{_FUNCTIONS[name]}"), name)
+        if name in __all__ or name in _UNLISTED:
             return import_module(f"bnlearn.{name}")
         raise AttributeError(f"module 'bnlearn' has no attribute {name!r}; it has {', '.join(__all__)}")
 

@@ -1,14 +1,17 @@
-"""The command line: ``python -m bnlearn ledger``."""
+"""The command line: ``python -m bnlearn audit`` and ``python -m bnlearn ledger``."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
 
-from bnlearn import claims
-from bnlearn.claims import FULL, QUICK, Scale
+COMMANDS = {
+    "audit": ("bnlearn.clinic._command", "look over the batch normalisation of a model of yours"),
+    "ledger": ("bnlearn.claims._command", "run the claims of the book, or show their records"),
+}
+"""Each command, with the module whose ``main`` carries it out, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,61 +25,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        0 if all went well, 1 if a claim failed, 2 if the command could not be carried out, 130 if it was interrupted.
+        The exit status: 0 if all went well, 2 if the command could not be carried out, else as the command says.
     """
-    parser = argparse.ArgumentParser(prog="python -m bnlearn", description=claims.__doc__)
-    commands = parser.add_subparsers(required=True, metavar="command")
-    ledger = commands.add_parser("ledger", help="run the claims, or show their records", description=claims.__doc__)
-    ledger.add_argument("--only", action="append", default=[], metavar="ID", help='a claim, or a pattern such as "C*"')
-    ledger.add_argument("--quick", action="store_true", help=f"{QUICK.seeds} seeds and coarser grids; writes no record")
-    ledger.add_argument("--seeds", type=int, metavar="N", help=f"{FULL.seeds} by default; with fewer, writes no record")
-    ledger.add_argument("--records", type=Path, metavar="FOLDER", help="where records go; the package's own by default")
-    ledger.add_argument("--jobs", type=int, metavar="N", help="processes; as many as processors by default")
-    ledger.add_argument("--again", action="store_true", help="run also what has an up-to-date record")
-    ledger.add_argument("--show", action="store_true", help="run nothing, show the records")
-    form = ledger.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_const", dest="form", const=claims.as_json, default=claims.as_text)
-    form.add_argument("--markdown", action="store_const", dest="form", const=claims.as_markdown)
+    parser = argparse.ArgumentParser(
+        prog="python -m bnlearn",
+        usage="python -m bnlearn [-h] command ...",
+        epilog="; ".join(f"{name}: {what}" for name, (_, what) in COMMANDS.items()) + ". Each has a --help of its own.",
+    )
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    try:
-        return _show(options) if options.show else _run(options)
-    except (ImportError, OSError, ValueError) as error:
-        print(f"python -m bnlearn ledger: {error}", file=sys.stderr)
-        return 2
-
-
-def _show(options: argparse.Namespace) -> int:
-    folder = options.records or claims.RECORDS
-    found = claims.records(folder)
-    shown = {name: found[name] for name in claims.select(options.only, found)}
-    print(options.form(shown))
-    return 0
-
-
-def _run(options: argparse.Namespace) -> int:
-    usual = QUICK if options.quick else FULL
-    scale = Scale(usual.seeds if options.seeds is None else options.seeds, quick=options.quick)
-    folder: Path | None = options.records
-    if folder is None and not scale.quick and scale.seeds >= FULL.seeds:
-        folder = claims.RECORDS
-    known = claims.entries()
-    chosen = [known[name] for name in claims.select(options.only, known)]
-    done = claims.run(chosen, scale, folder=folder, jobs=options.jobs, again=options.again)
-    for warning in done.warnings:
-        print(warning, file=sys.stderr)
-    print(options.form(done.records))
-    for name, error in done.failed.items():
-        print(f"claim {name} failed:\n{error}\n", file=sys.stderr)
-    if done.failed:
-        print(f"{len(done.failed)} of {len(chosen)} claims failed: {', '.join(done.failed)}", file=sys.stderr)
-    if folder is not None:
-        new = len(done.records) - len(done.kept)
-        print(f"{new} new and {len(done.kept)} up-to-date records in {folder}", file=sys.stderr)
-    if done.interrupted:
-        kept = "nothing is kept" if folder is None else "call it again to go on with the others"
-        print(f"interrupted after {len(done.records)} of {len(chosen)} claims; {kept}", file=sys.stderr)
-        return 130
-    return 1 if done.failed else 0
+    module, _ = COMMANDS[options.command]
+    status: int = import_module(module).main(options.arguments)
+    return status
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,12 @@ if TYPE_CHECKING:
 _COLOURS = {Verdict.SUPPORTED: "bn", Verdict.REFUTED: "ln", Verdict.NOT_SHOWN: "none"}
 _FLOOR = 1e-18
 """Where errors of exactly zero are drawn."""
+_TEXT = 12
+"""Points: a figure is shrunk to the width of a phone, and its smallest words must still be read there."""
 _LETTERS = 58
-"""In a line of text as wide as the figure."""
+"""In a bold line as wide as the figure."""
+_SMALL_LETTERS = 80
+"""In a line of what is measured."""
 
 
 def draw(record: Record) -> Figure:
@@ -43,13 +48,13 @@ def draw(record: Record) -> Figure:
     """
     results = list(record.criteria.values())
     heads = [_head(result) for result in results]
-    heights = [0.75 + 0.22 * (title.count("\n") + text.count("\n") + 2) for title, text in heads]
+    heights = [0.75 + 0.235 * (title.count("\n") + text.count("\n") + 2) for title, text in heads]
     with viz._styled() as plt:
         figure = plt.figure(figsize=(viz.WIDTH, sum(heights) + 0.1))
         panels = figure.subplots(len(results), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, result, (title, text) in zip(panels, results, heads, strict=True):
-            ax.set_title(title, fontsize=12, pad=17 * (text.count("\n") + 1) + 6)
-            viz._beside(ax, text, (0, 1), (0, 5), va="bottom", linespacing=1.25)
+            ax.set_title(title, fontsize=_TEXT + 1, pad=18 * (text.count("\n") + 1) + 6)
+            viz._beside(ax, text, (0, 1), (0, 5), size=_TEXT, va="bottom", linespacing=1.25)
             _panel(ax, result)
     return _figure(figure)
 
@@ -62,11 +67,25 @@ def _figure(figure: Any) -> Figure:
 def _head(result: Result) -> tuple[str, str]:
     """What stands over a panel: criterion and verdict, then what is measured and the lines."""
     criterion = result.criterion
-    lines = f"supports from {criterion.support:g}, refutes below {criterion.refute:g}"
+    below = "it" if criterion.refute == criterion.support else f"{criterion.refute:g}"
+    lines = f"supports from {criterion.support:g}, refutes below {below} (dashed)"
     if criterion.exact:
-        lines = f"tolerance {criterion.support:g}"
-    title = textwrap.fill(f"{criterion.name}: {result.verdict}", _LETTERS)
-    return title, textwrap.fill(f"{criterion.effect}; {lines} (dashed)", _LETTERS + 20)
+        lines = f"tolerance {criterion.support:g} (dashed)"
+    title = _even(f"{criterion.name}: {result.verdict}", _LETTERS)
+    text = f"{criterion.effect}; {lines}"
+    if len(text) > _SMALL_LETTERS:
+        text = _even(criterion.effect, _SMALL_LETTERS) + f"\n{lines}"
+    return title, text
+
+
+def _even(text: str, letters: int) -> str:
+    """The text in as few lines of at most so many letters as will do, none much shorter than the others."""
+
+    def lines(width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_long_words=False)
+
+    few = len(lines(letters))
+    return "\n".join(next(found for width in range(1, letters + 1) if len(found := lines(width)) <= few))
 
 
 def _panel(ax: Axes, result: Result) -> None:
@@ -87,16 +106,30 @@ def _panel(ax: Axes, result: Result) -> None:
     ax.margins(x=0.05)
     if criterion.exact or criterion.scale == "log":
         ax.set_xscale("log")
-    ends = ax.get_xlim()
-    if criterion.scale == "log" and ends[0] > 1e-3 and ends[1] < 1e4:
-        formatter = viz._matplotlib("matplotlib.ticker").FuncFormatter
-        between = {"2", "5"} if ends[1] / ends[0] < 100 else set()
-        ax.xaxis.set_major_formatter(formatter(lambda value, _: f"{value:g}"))
-        ax.xaxis.set_minor_formatter(formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in between else ""))
+        _number(ax, plain=not criterion.exact)
+    else:
+        ax.locator_params(axis="x", nbins=7)
+    ax.tick_params(labelsize=_TEXT)
     ax.set_ylim(-1.3, 1.3)
     ax.set_yticks([])
     ax.grid(visible=False, axis="y")
     ax.spines[["left"]].set_visible(False)
+
+
+def _number(ax: Axes, *, plain: bool) -> None:
+    """Number a logarithmic axis at two places or more; numbers of a sensible size are written in full if ``plain``."""
+    low, high = ax.get_xlim()
+    decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+    if not (plain and low > 1e-3 and high < 1e4) and sum(low <= decade <= high for decade in decades) > 1:
+        return
+    digits = (1, 2, 5) if high / low < 100 else (1,)
+    places = [digit * decade for decade in decades for digit in digits if low <= digit * decade <= high]
+    ticker = viz._matplotlib("matplotlib.ticker")
+    if len(places) < 2:
+        even = ticker.MaxNLocator(6, steps=[1, 2, 5, 10]).tick_values(low, high)
+        places = [float(place) for place in even if low <= place <= high]
+    ax.set_xticks(places, [f"{place:g}" for place in places])
+    ax.xaxis.set_minor_formatter(ticker.NullFormatter())
 
 
 def _apart(count: int) -> NDArray[np.float64]:
@@ -139,12 +172,13 @@ def draw_arms(record: Record, criterion: str, *, x: ArrayLike | None = None, xla
     with viz._styled() as plt:
         figure = plt.figure(figsize=(viz.WIDTH, 3.6 if curves else 0.9 + 0.55 * len(arms)))
         ax = figure.subplots()
-        title = textwrap.fill(f"{record.id}, {criterion}", _LETTERS - 12)
-        ax.set_title(title, fontsize=12)
+        title = textwrap.fill(f"{record.id}, {criterion}", _LETTERS - 10)
+        ax.set_title(title, fontsize=_TEXT + 1)
+        ax.tick_params(labelsize=_TEXT)
         if curves:
             _curves(ax, curves, None if steps is None else np.asarray(steps, dtype=np.float64))
             ax.set_xlabel(xlabel)
-            viz.label_lines(ax)
+            viz.label_lines(ax, size=_TEXT)
         else:
             _rows(ax, arms)
     return _figure(figure)

@@ -39,6 +39,7 @@ THEMES = (
     "bnlearn.claims.sequences",
     "bnlearn.claims.variants",
     "bnlearn.claims.methods",
+    "bnlearn.claims.batch_layer",
 )
 """The modules that claims are declared in, each with its ``CLAIMS``. A new theme is a new line here."""
 

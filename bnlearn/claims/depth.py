@@ -256,10 +256,10 @@ B8 = Claim(
     sources=("de2020batch", "P"),
     theme=THEME,
     setting=(
-        "Digits; 102 linear layers of width 16 from He's initialisation, ReLU, the same with and without x + (blocks "
-        "of two layers, BN first); 50 steps of 32 samples; each arm at its best rate on the validation part, along a "
-        "cosine: of 0.1 to 10, plain of 0.001 to 1; residual without BN, which diverges at larger ones, of "
-        "1e-10 to 0.1. Scaled by hand: each branch times 1 / sqrt(50), no BN. " + CHANCE
+        "Digits; 102 linear layers of width 16 from He's initialisation, ReLU, in blocks of two (BN first): plain, "
+        "or residual, where a block's input is added to its output; 50 steps of 32 samples; each arm at its best rate "
+        "on the validation part, along a cosine: of 0.1 to 10, plain of 0.001 to 1; residual without BN, which "
+        "diverges at larger ones, of 1e-10 to 0.1. Scaled by hand: each branch times 1 / sqrt(50), no BN. " + CHANCE
     ),
     criteria=(
         Criterion("plain", "test accuracy with BN (chance is 0.1)", support=0.5, refute=0.2),

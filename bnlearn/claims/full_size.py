@@ -11,17 +11,20 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bnlearn import datasets
 from bnlearn.claims import _records
-from bnlearn.lab import MLP, Arm, BatchNorm, Data, Probe, Sweep, probes, run
+from bnlearn.claims._tuning import TEST, VALIDATION, tuned
+from bnlearn.claims.variants import BatchRenorm
+from bnlearn.lab import MLP, Arm, BatchNorm, ConvNet, Data, GroupNorm, LayerNorm, Probe, Sweep, probes, run
 
 RECORDS = _records.RECORDS / "full_size"
 
@@ -101,7 +104,155 @@ def ioffe_figure_1(
     }
 
 
-EXPERIMENTS: Mapping[str, Callable[[], dict[str, Any]]] = {"ioffe_figure_1": ioffe_figure_1}
+def _from_0_to_1(loaded: datasets.Dataset) -> Iterator[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Training, validation and test part, with grey levels over the highest one."""
+    highest = float(loaded.train.x.max()) * loaded.std + loaded.mean
+    for part in (loaded.train, loaded.validation, loaded.test):
+        yield ((part.x * loaded.std + loaded.mean) / highest).astype(np.float32), part.y
+
+
+def keras_comparison(
+    *,
+    epochs: int = 10,
+    seeds: int = 5,
+    batch_size: int = 128,
+    source: Callable[..., datasets.Dataset] = datasets.load_mnist,
+) -> dict[str, Any]:
+    """Two models of Keras as tutorials compare them on MNIST, with and without ``BatchNormalization``.
+
+    TensorFlow is told, for the rest of the process, to compute the same numbers each time.
+
+    Parameters
+    ----------
+    epochs, seeds, batch_size : int
+    source : callable
+        The data.
+
+    Returns
+    -------
+    dict
+        What was run, and ``"curves"``: by arm what Keras prints after each epoch, of shape (seeds, epochs), under its
+        names (``"accuracy"`` and ``"loss"`` are of training), and ``"test_accuracy"``, of shape (seeds,).
+    """
+    import keras
+    import tensorflow as tf
+
+    tf.config.experimental.enable_op_determinism()
+    train, validation, test = _from_0_to_1(source(flat=True))
+    curves: dict[str, dict[str, list[Any]]] = {"none": {}, "bn": {}}
+    for arm, kept in curves.items():
+        for seed in range(seeds):
+            keras.utils.set_random_seed(seed)
+            model = keras.Sequential([keras.Input(train[0].shape[1:])])
+            for units in (128, 64):
+                model.add(keras.layers.Dense(units, activation="relu"))
+                if arm == "bn":
+                    model.add(keras.layers.BatchNormalization())
+            model.add(keras.layers.Dense(10, activation="softmax"))
+            # Several steps at a call of TensorFlow: the same numbers, in half the time.
+            model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"], steps_per_execution=17)
+            seen = model.fit(*train, batch_size, epochs, validation_data=validation, verbose=0).history
+            _, seen["test_accuracy"] = model.evaluate(*test, batch_size, verbose=0)
+            for name, values in seen.items():
+                kept.setdefault(name, []).append(np.round(values, 4).tolist())
+    return {
+        "source": None,
+        "setting": "MNIST with pixels from 0 to 1 (50,000 to train, 10,000 to validate), layers of 128 and 64 with "
+        "ReLU, BatchNormalization (momentum 0.99, epsilon 0.001) behind each or none, softmax; Adam at Keras's default "
+        "rate of 0.001, not tuned. Tutorials run it in many versions; there is no single paper, so no figures of one.",
+        "keras": {"version": keras.__version__, "backend": keras.backend.backend()},
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "seeds": seeds,
+        "curves": curves,
+    }
+
+
+SMALL_CNN = ConvNet(channels=(1, 8, 16, 16), strides=(2, 2, 1))
+NORMS = {"bn": BatchNorm(), "ln": LayerNorm(), "gn": GroupNorm(groups=4), "renorm": BatchRenorm()}
+BATCH_RATES: Mapping[int, tuple[float, ...]] = {
+    2: (0.003, 0.01, 0.03, 0.1),
+    8: (0.01, 0.03, 0.1, 0.3),
+    32: (0.03, 0.1, 0.3, 1.0),
+    128: (0.03, 0.1, 0.3, 1.0),
+}
+"""By batch size, the rates that an arm chooses from."""
+WU_READ = {
+    "source": "wu2018group",
+    "setting": "ResNet-50 on ImageNet, validation error in per cent, by images per worker",
+    "sizes": [32, 16, 8, 4, 2],
+    "bn": [23.6, 23.7, 24.8, 27.3, 34.7],
+    "gn": [24.1, 24.2, 24.0, 24.2, 24.1],
+}
+"""What Wu and He (2018) give for batch and group normalisation."""
+
+
+def batch_size_curves(
+    *,
+    samples: int = 20_000,
+    seeds: int = 3,
+    rates: Mapping[int, Sequence[float]] = BATCH_RATES,
+    source: Callable[..., datasets.Dataset] = datasets.load_mnist,
+) -> dict[str, Any]:
+    """Test accuracy against the batch size, with four normalisers, each at its own best rate at each size.
+
+    Parameters
+    ----------
+    samples : int
+        What each network sees, whatever the size of its batches.
+    seeds : int
+    rates : mapping of int to sequence of float
+        By batch size, what is tried.
+    source : callable
+        The data.
+
+    Returns
+    -------
+    dict
+        What was run, and by arm, in the order of ``"sizes"``: ``"test"``, accuracy at the rate that is best on the
+        validation part, of shape (sizes, seeds); ``"chosen"``, that rate; ``"validation"``, the mean over seeds at each
+        of the ``"rates"``, of shape (sizes, rates).
+    """
+    arms = tuple(Arm(name, replace(SMALL_CNN, norm=norm), knobs=(("momentum", 0.9),)) for name, norm in NORMS.items())
+    kept: dict[str, dict[str, list[Any]]] = {
+        what: {arm.name: [] for arm in arms} for what in ("test", "chosen", "validation")
+    }
+    for size, tried in rates.items():
+        sweep = Sweep(
+            arms,
+            {"lr": tuple(tried)},
+            tuple(range(seeds)),
+            samples // size,
+            batch_size=size,
+            probes=(VALIDATION, TEST),
+            data=Data(source, flat=False),
+            at_once=12,
+        )
+        for arm, outcome in run(sweep).items():
+            validation = outcome["validation"][:, :, -1].astype(np.float64).mean(1)
+            kept["test"][arm].append(np.round(tuned(outcome), 4).tolist())
+            kept["chosen"][arm].append(tried[outcome.best("validation")])
+            kept["validation"][arm].append(np.round(validation, 4).tolist())
+    return {
+        "source": "wu2018group",
+        "setting": "MNIST (50,000 to train), three convolutions of 3 x 3 with 8, 16 and 16 channels (strides 2, 2, 1), "
+        "each with a normaliser and ReLU, the mean over positions, a linear layer; He's initialisation, SGD with "
+        "momentum 0.9, the same number of samples for every size. Group norm has 4 groups; batch renorm keeps its "
+        "limits, 3 and 5, from the start. Rates are chosen on 10,000 validation images.",
+        "samples": samples,
+        "seeds": seeds,
+        "sizes": list(rates),
+        "rates": [list(tried) for tried in rates.values()],
+        **kept,
+        "paper": WU_READ,
+    }
+
+
+EXPERIMENTS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    "ioffe_figure_1": ioffe_figure_1,
+    "keras_comparison": keras_comparison,
+    "batch_size_curves": batch_size_curves,
+}
 
 
 def record(name: str, folder: Path = RECORDS) -> dict[str, Any]:

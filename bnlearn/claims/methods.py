@@ -1,4 +1,4 @@
-"""Single methods and what is said for them: instance, weight, batch-layer and RMS norm, and whitening."""
+"""Single methods and what is said for them: instance, weight and RMS norm, and whitening."""
 
 from __future__ import annotations
 
@@ -120,61 +120,6 @@ def run_d4(scale: Scale) -> dict[str, Measurement]:
         "length and direction": Measurement(np.array(errors)),
         "accuracy after 100 steps": difference(run(sweep), "weight norm", "plain weights"),
     }
-
-
-# D7: batch layer norm
-
-
-@dataclass(frozen=True)
-class BatchLayerNorm(Norm):
-    """BLN (Ziaee and Cano, 2022) on vectors; in evaluation the batch's half by running statistics.
-
-    Attributes
-    ----------
-    batch_size : int
-        Of training: it sets the weights of the two halves.
-    """
-
-    eps: float = 1e-3
-    batch_size: int = 32
-
-    def parameters(self, channels: int) -> dict[str, Tensor]:
-        """gamma, starting from sqrt(C), by which the method divides, and beta: (C,)."""
-        return {"gamma": torch.full((channels,), channels**0.5), "beta": torch.zeros(channels)}
-
-    def buffers(self, channels: int) -> dict[str, Tensor]:
-        """The running mean and variance, shape (C,)."""
-        return {"running_mean": torch.zeros(channels), "running_var": torch.ones(channels)}
-
-    def __call__(self, x: Tensor, p: Mapping[str, Tensor], prefix: str, run: Pass) -> Tensor:
-        """The normalised ``x``, shape (N, C)."""
-        names = [f"{prefix}running_{which}" for which in ("mean", "var")]
-        mean, var = (run.buffers[name] for name in names)
-        given = {} if run.training else {"batch_mean": mean, "batch_var": var}
-        affine = self._affine(p, prefix)
-        y: Tensor
-        y, cache = functional.batch_layer_norm(x, *affine, batch_size=self.batch_size, eps=self.eps, **given)
-        if run.training:
-            new = functional.update_running(mean, var, cache.batch_mean, cache.batch_var, len(x))
-            run.buffers.update(zip(names, new, strict=True))
-        return y
-
-
-def run_d7(scale: Scale) -> dict[str, Measurement]:
-    """BLN against batch and layer norm, early."""
-    found = {}
-    for size in (4, 32):
-        norms: dict[str, Norm] = {
-            "batch layer norm": BatchLayerNorm(batch_size=size),
-            "batch norm": BatchNorm(),
-            "layer norm": LayerNorm(),
-        }
-        arms = tuple(Arm(name, replace(NET, norm=norm)) for name, norm in norms.items())
-        rates = (0.03, 0.1, 0.3, 1.0)
-        outcomes = run(Sweep(arms, {"lr": rates}, _seeds(scale), scale.steps(60), size, (VALIDATION, TEST)))
-        for other in ("batch norm", "layer norm"):
-            found[f"batch of {size}, against {other}"] = difference(outcomes, "batch layer norm", other)
-    return found
 
 
 # D11: RMS norm
@@ -303,23 +248,6 @@ CLAIMS: tuple[Claim, ...] = (
         run=run_d4,
         chapter="notebooks/74_weight_space",
         note="Without the start from data that the paper recommends.",
-    ),
-    Claim(
-        id="D7",
-        statement="Batch layer normalisation (BLN) converges faster than batch norm and layer norm.",
-        sources=("P", "ziaee2022batch"),
-        theme=THEME,
-        setting=f"{DIGITS.removesuffix(', batches of 64.')}, 60 steps of 4 or 32. {TUNED}",
-        criteria=tuple(
-            Criterion(
-                f"batch of {size}, against {other}", f"test accuracy after 60 steps, BLN minus {other}", 0.02, 0.005
-            )
-            for size in (4, 32)
-            for other in ("batch norm", "layer norm")
-        ),
-        run=run_d7,
-        chapter="notebooks/73_batch_aware",
-        note="Vectors only: neither a convolutional nor a recurrent network is run here.",
     ),
     Claim(
         id="D11",

@@ -156,7 +156,7 @@ def bn307(facts: Facts) -> Iterator[Finding]:
         if seen is None or seen.iid_ratio is None or seen.batches < MIN_BATCHES:
             continue
         ratios = seen.iid_ratio[np.isfinite(seen.iid_ratio) & _live(layer)]
-        if ratios.size and (upper := float(np.quantile(ratios, 0.75))) > _fair_limit(seen.batches):
+        if ratios.size and (upper := float(np.quantile(ratios, 0.75, method="higher"))) > _fair_limit(seen.batches):
             evidence = (
                 f"In a quarter of the channels the means of the {seen.batches} batches vary {upper:.3g} times as much "
                 f"as fair draws would, or more (limit {_fair_limit(seen.batches):.3g})."

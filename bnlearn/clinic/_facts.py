@@ -98,6 +98,10 @@ class LayerFacts:
         Frozen by :func:`bnlearn.freeze`.
     axis_problem : str or None
         Keras: why ``axis`` is not the channels', in words.
+    overruled : bool
+        Keras: the graph calls it with ``training=False``, and it trains all the same, for training overrides that.
+    stale : bool
+        Keras: ``trainable`` was changed after training had begun, which takes effect only with the next ``compile()``.
     seen : SeenFacts or None
         None: no data was run, or none arrived.
     """
@@ -121,6 +125,8 @@ class LayerFacts:
     frozen_by_hand: bool = False
     held: bool = False
     axis_problem: str | None = None
+    overruled: bool = False
+    stale: bool = False
     seen: SeenFacts | None = None
 
 

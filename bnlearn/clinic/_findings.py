@@ -59,7 +59,7 @@ def at_least(severity: str) -> tuple[Severity, ...]:
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What :func:`bnlearn.audit` found: a table in a terminal, and in a notebook.
+    """What :func:`bnlearn.clinic.audit` found: a table in a terminal, and in a notebook.
 
     Attributes
     ----------
@@ -87,7 +87,7 @@ class Report:
 
     @property
     def worst(self) -> Severity | None:
-        """The worst severity of all; None: nothing was found."""
+        """The severity of the worst finding, or None where nothing was found."""
         return self.findings[0].severity if self.findings else None
 
     def by_code(self, code: str) -> tuple[Finding, ...]:

@@ -30,8 +30,8 @@ def recalibrate(
     ----------
     model : torch.nn.Module or keras.Model
     data : iterable of batches
-        As :func:`bnlearn.audit` takes it, but one that can be read again, such as a list or a loader: it is read once
-        for each layer.
+        As :func:`bnlearn.clinic.audit` takes it, but one that can be read again, such as a list or a loader: it is
+        read once for each layer.
     layers : collection of str, or None
         Names of the layers to do, frozen ones too; None: all that are used, keep running statistics, and are not
         frozen.
@@ -61,7 +61,7 @@ def recalibrate(
     >>> torch = pytest.importorskip("torch")
     >>> x = 5 + 3 * torch.randn(1000, 4)
     >>> model = torch.nn.Sequential(torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
-    >>> recalibrate(model, x.split(300), progress=False)
+    >>> recalibrate(model, list(x.split(300)), progress=False)
     1 recalibrated: 0
     >>> torch.allclose(model[0].running_mean, x.mean(0)), torch.allclose(model[0].running_var, x.var(0))
     (True, True)

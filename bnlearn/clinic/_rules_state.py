@@ -140,7 +140,7 @@ report = bnlearn.audit(model)
         code="BN105",
         title="Epsilon is larger than the variance",
         severity="warning",
-        what="In most live channels the variance is less than a tenth of epsilon.",
+        what="In most live channels the variance is less than a hundredth of epsilon.",
         why=(
             "The layer divides by the square root of variance plus epsilon. Where epsilon rules, the output is not of "
             "unit variance but almost as small as the input, and it still depends on the input's scale. Inputs in tiny "
@@ -150,7 +150,7 @@ report = bnlearn.audit(model)
             "The variance of what arrives, or without data the running one, against `eps`. Channels without any "
             "variance do not count."
         ),
-        misses="Epsilons of the variance's own size, which shrink the output by less than two thirds.",
+        misses="Epsilons up to a hundred times the variance, which leave more than a tenth of the standard deviation.",
         cure="Bring the input to a sensible scale before the first layer, or set an `eps` far below its variance.",
         example="""\
 import bnlearn

@@ -156,9 +156,18 @@ def add_filter(app: Sphinx, page: str, template: str, context: dict[str, Any], d
         app.add_js_file("ledger.js", loading_method="defer")
 
 
+def add_anchors(app: Sphinx, doctree: nodes.document) -> None:
+    """Lets a link in Markdown lead to a card, as to a section: ``ledger.md#claim-b2``."""
+    if app.env.docname == PAGE:
+        anchors = app.env.metadata[PAGE].setdefault("myst_slugs", {})
+        for card in doctree.findall(nodes.container):
+            anchors.update({name: (0, name, name) for name in card["ids"] if name.startswith("claim-")})
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_directive("ledger", Ledger)
     app.add_directive("ledger-summary", LedgerSummary)
     app.add_role("verdict", VerdictRole())
+    app.connect("doctree-read", add_anchors)
     app.connect("html-page-context", add_filter)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bnlearn import __main__ as command
+from bnlearn import claims
 from bnlearn.claims import _ledger, record, records
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ def ledger(themes, tmp_path, monkeypatch):
     """Call the command on two cheap claims; the package's own records are a folder of the test's."""
     themes(own="claim('B1'), claim('B2')")
     folder = tmp_path / "shipped"
-    monkeypatch.setattr(command.claims, "RECORDS", folder)
+    monkeypatch.setattr(claims, "RECORDS", folder)
     return lambda *arguments: command.main(["ledger", *arguments, *([] if "--show" in arguments else ["--jobs", "1"])])
 
 

@@ -39,7 +39,9 @@ CLAIM = Claim(
     criteria=(
         Criterion("better", "difference of rates", 2, 1),
         Criterion("worse", "ratio of rates", 2, 1, scale="log"),
-        Criterion("unclear", "a rather long effect, in so many words that they need more than one line", 2),
+        Criterion(
+            "unclear", "a rather long effect, told in so many words that one line of the figure cannot hold them all", 2
+        ),
         Criterion("exact", "largest error", 1e-12, exact=True),
     ),
     run=lambda scale: {},
@@ -86,9 +88,12 @@ def test_every_criterion_has_its_runs_its_interval_and_its_lines(record):
 
 
 def test_it_says_what_is_measured_and_what_the_lines_are(record):
-    remarks = [ax.texts[0].get_text().replace("\n", " ") for ax in draw(record).axes]
+    remarks = [ax.texts[0].get_text() for ax in draw(record).axes]
     assert remarks[0] == "difference of rates; supports from 2, refutes below 1 (dashed)"
-    assert remarks[2] == f"{CLAIM.criteria[2].effect}; supports from 2, refutes below 2 (dashed)"
+    *effect, lines = remarks[2].split("\n")
+    assert " ".join(effect) == CLAIM.criteria[2].effect
+    assert [len(line) > 30 for line in effect] == [True, True], "none has the last word only"
+    assert lines == "supports from 2, refutes below it (dashed)"
     assert remarks[3] == "largest error; tolerance 1e-12 (dashed)"
 
 
@@ -107,6 +112,39 @@ def test_a_wide_range_has_no_numbers_between(record):
     ax = draw(replace(record, effects=effects)).axes[1]
     ax.figure.draw_without_rendering()
     assert {label.get_text() for label in ax.get_xticklabels(minor=True)} == {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "effects", "line", "expected"),
+    [
+        ("worse", [1.9, 2.0, 2.1, 1.8, 1.95], 1.1, ["1.2", "1.4", "1.6", "1.8", "2"]),
+        ("worse", [1.02, 1.04, 1.03, 1.05, 1.02], 1.01, ["1.01", "1.02", "1.03", "1.04", "1.05"]),
+        ("worse", [1.2e-5, 1.5e-5, 2e-5, 3e-5, 1.4e-5], 1e-5, ["1e-05", "2e-05"]),
+        ("exact", [3e-13, 5e-13, 6e-13], 2e-13, ["2e-13", "5e-13"]),
+    ],
+)
+def test_a_narrow_logarithmic_axis_has_two_numbers_or_more(record, name, effects, line, expected):
+    declared = tuple(
+        replace(criterion, support=line, refute=line) if criterion.name == name else criterion
+        for criterion in CLAIM.criteria
+    )
+    changed = replace(record, declared=declared, effects={**record.effects, name: np.array(effects)})
+    ax = draw(changed).axes[list(EFFECTS).index(name)]
+    ax.figure.draw_without_rendering()
+    low, high = ax.get_xlim()
+    shown = {label.get_text(): label.get_position()[0] for label in ax.get_xticklabels(which="both")}
+    shown = {text: at for text, at in shown.items() if text and low <= at <= high}
+    assert list(shown) == expected
+    assert list(shown.values()) == pytest.approx([float(text) for text in expected])
+
+
+def test_words_can_be_read_on_a_phone(record):
+    """At least 8 pixels where the figure is 350 wide."""
+    for figure in (draw(record), draw_arms(record, "better"), draw_arms(record, "worse")):
+        figure.draw_without_rendering()
+        shown = [text for text in figure.findobj(mpl.text.Text) if text.get_text().strip() and text.get_visible()]
+        assert len(shown) > 5
+        assert min(text.get_fontsize() for text in shown) * 350 / (72 * figure.get_figwidth()) >= 8
 
 
 def test_the_colour_is_that_of_the_verdict(record):

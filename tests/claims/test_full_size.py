@@ -11,7 +11,7 @@ import pytest
 
 from bnlearn import datasets
 from bnlearn.claims import full_size
-from bnlearn.lab import MLP, Outcome
+from bnlearn.lab import MLP, BatchNorm, GroupNorm, LayerNorm, Outcome
 
 NAME = "ioffe_figure_1"
 
@@ -60,6 +60,100 @@ def test_every_arm_and_rate_is_kept(monkeypatch):
 
 def test_the_papers_curves_fit_their_steps():
     assert len(full_size.IOFFE_READ["steps"]) == len(full_size.IOFFE_READ["none"]) == len(full_size.IOFFE_READ["bn"])
+
+
+def compared(seeds):
+    return full_size.keras_comparison(epochs=2, seeds=seeds, batch_size=100, source=datasets.load_digits)
+
+
+def test_keras_gives_every_curve_of_the_tutorials_models(monkeypatch):
+    keras = pytest.importorskip("keras")
+    models, real = [], keras.Sequential
+    monkeypatch.setattr(keras, "Sequential", lambda layers: models.append(real(layers)) or models[-1])
+    found = compared(seeds=2)
+
+    assert (found["epochs"], found["seeds"], found["batch_size"]) == (2, 2, 100)
+    assert found["keras"] == {"version": keras.__version__, "backend": "tensorflow"}
+    for kept in found["curves"].values():
+        assert list(kept) == ["accuracy", "loss", "val_accuracy", "val_loss", "test_accuracy"]
+        assert [np.shape(values) for values in kept.values()] == [(2, 2)] * 4 + [(2,)]
+        assert kept["loss"][0] != kept["loss"][1]  # the seeds differ
+        assert np.all(np.diff(kept["loss"]) < 0)
+
+    layers = [[(type(layer).__name__, layer.output.shape[-1]) for layer in model.layers] for model in models]
+    plain = [("Dense", 128), ("Dense", 64), ("Dense", 10)]
+    normalised = [(kind, units) for _, units in plain for kind in ("Dense", "BatchNormalization")][:-1]
+    assert layers == [plain, plain, normalised, normalised]
+    for model in models:
+        names = [layer.activation.__name__ for layer in model.layers if type(layer).__name__ == "Dense"]
+        assert names == ["relu", "relu", "softmax"]
+        assert type(model.optimizer).__name__ == "Adam"
+        assert float(model.optimizer.learning_rate) == pytest.approx(0.001)
+
+    again = compared(seeds=1)["curves"]
+    for arm, kept in again.items():
+        assert kept == {name: values[:1] for name, values in found["curves"][arm].items()}
+
+
+def test_pixels_for_keras_go_from_0_to_1():
+    loaded = datasets.load_digits(flat=True)
+    for (x, y), part in zip(
+        full_size._from_0_to_1(loaded), (loaded.train, loaded.validation, loaded.test), strict=True
+    ):
+        assert x.dtype == np.float32
+        np.testing.assert_allclose(x * 16, np.rint(part.x * loaded.std + loaded.mean), atol=1e-4)
+        assert (y == part.y).all()
+
+
+def test_every_normaliser_meets_every_batch_size():
+    rates = {2: (0.1, 0.2), 8: (0.1,)}
+    found = full_size.batch_size_curves(samples=16, seeds=2, rates=rates, source=datasets.load_digits)
+    assert (found["sizes"], found["rates"]) == ([2, 8], [[0.1, 0.2], [0.1]])
+    assert (found["samples"], found["seeds"]) == (16, 2)
+    for arm in ("bn", "ln", "gn", "renorm"):
+        assert np.shape(found["test"][arm]) == (2, 2)
+        assert [len(row) for row in found["validation"][arm]] == [2, 1]
+        assert found["chosen"][arm][1] == 0.1
+
+
+def test_a_rate_is_chosen_by_validation_and_judged_by_test(monkeypatch):
+    sweeps = []
+
+    def ran(sweep):
+        sweeps.append(sweep)
+        points = tuple({"lr": rate} for rate in sweep.grid["lr"])
+        validation, test = np.array([[0.5, 0.75], [0.75, 0.75]]), np.array([[1.0, 1.0], [0.25, 0.5]])
+        values = {"validation": validation[:, :, None], "test": test[:, :, None]}
+        return {
+            arm.name: Outcome(points, sweep.seeds, {k: v * (arm.name == "bn") for k, v in values.items()})
+            for arm in sweep.arms
+        }
+
+    monkeypatch.setattr(full_size, "run", ran)
+    found = full_size.batch_size_curves(samples=100, seeds=2, rates={4: (0.1, 0.3), 10: (1.0, 3.0)})
+    assert [(sweep.batch_size, sweep.steps, sweep.grid["lr"]) for sweep in sweeps] == [
+        (4, 25, (0.1, 0.3)),
+        (10, 10, (1.0, 3.0)),
+    ]
+    norms = {arm.name: type(arm.network.norm) for arm in sweeps[0].arms}
+    assert norms == {"bn": BatchNorm, "ln": LayerNorm, "gn": GroupNorm, "renorm": full_size.BatchRenorm}
+    assert found["chosen"]["bn"] == [0.3, 3.0]
+    assert found["test"]["bn"] == [[0.25, 0.5]] * 2
+    assert found["validation"]["bn"] == [[0.625, 0.75]] * 2
+    assert found["test"]["gn"] == [[0.0, 0.0]] * 2
+
+
+def test_the_papers_errors_fit_their_sizes():
+    paper = full_size.WU_READ
+    assert len(paper["sizes"]) == len(paper["bn"]) == len(paper["gn"])
+
+
+@pytest.mark.parametrize("name", full_size.EXPERIMENTS)
+def test_every_experiment_has_its_record(name):
+    found = full_size.record(name)
+    assert found["experiment"] == name
+    assert found["command"].endswith(f" {name}")
+    assert found["seeds"] >= 3
 
 
 def test_a_record_is_written_and_read_again(quick, tmp_path, capsys):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import bnlearn.torch as bnt
-from bnlearn.claims import methods, variants
+from bnlearn.claims import batch_layer, methods, variants
 from bnlearn.lab import MLP, Pass
 
 C = 8
@@ -21,7 +21,7 @@ def modules(norm):
         return module
     if isinstance(norm, variants.FullNorm):
         return bnt.FullNorm(C)
-    if isinstance(norm, methods.BatchLayerNorm):
+    if isinstance(norm, batch_layer.BatchLayerNorm):
         return bnt.BatchLayerNorm(C, norm.batch_size, momentum=0.1)
     if isinstance(norm, variants.EvoNorm):
         return bnt.EvoNormS0(norm.groups, C)
@@ -36,7 +36,7 @@ def modules(norm):
         (variants.BatchRenorm(), ()),
         (variants.BatchRenorm(r_max=1.1, d_max=0.1), ()),
         (variants.FullNorm(), ()),
-        (methods.BatchLayerNorm(batch_size=6), ()),
+        (batch_layer.BatchLayerNorm(batch_size=6), ()),
         (variants.EvoNorm(groups=2), (3, 3)),
         (methods.InstanceNorm(), (3, 3)),
     ],

@@ -39,7 +39,6 @@ CHAPTERS = [
     "78_norm_free",
 ]
 UNCOMPARED = {
-    "42_keras_tensorflow": 1,  # trains on MNIST where its files are, and says so where they are not
     "61_limits": 1,  # prints times of this machine
 }
 """How many cells of a notebook may print what another run would not."""

@@ -59,10 +59,10 @@ def repeatable(data: Any) -> None:
     ValueError
         If ``data`` is an iterator.
     """
-    if iter(data) is data if hasattr(data, "__next__") else False:
+    if hasattr(data, "__next__"):
         raise ValueError(
-            f"expected data that can be read several times, once per layer, got a {type(data).__name__}, which ends "
-            "after the first; pass a list or a data set"
+            f"expected data that can be read once per layer, got a {type(data).__name__}, which gives its batches "
+            "once; pass a list or a data set, or one_pass=True"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ import numpy as np
 from bnlearn.clinic._facts import Facts, LayerFacts, OptimizerFacts, Vector
 from bnlearn.clinic._keras.axis import problems
 from bnlearn.clinic._keras.freeze import is_held
-from bnlearn.clinic._keras.layers import batch_norms, require_built
+from bnlearn.clinic._keras.layers import batch_norms, require_built, told_inference
 from bnlearn.clinic._keras.look import Look, look
 from bnlearn.clinic._keras.outputs import array
 from bnlearn.clinic._keras.state import untouched
@@ -41,7 +42,11 @@ def facts(model: Any, data: Any = None, *, optimizer: Any = None, mask: Any = No
         optimizer = getattr(model, "optimizer", None)  # the one that it was compiled with
     trainable = {id(variable) for variable in model.trainable_variables}
     ranks = {name: rank for rank, name in enumerate([*seen.order, *(n for n in norms if n not in seen.order)])}
-    layers = [_layer(name, layer, ranks[name], trainable, seen) for name, layer in norms.items()]
+    told, stale = told_inference(model), _stale(model, norms, trainable)
+    layers = [
+        replace(facts, overruled=facts.trains and id(norms[facts.name]) in told, stale=facts.name in stale)
+        for facts in (_layer(name, layer, ranks[name], trainable, seen) for name, layer in norms.items())
+    ]
     return Facts(
         framework="keras",
         model=type(model).__name__,
@@ -116,6 +121,16 @@ def _decays(optimizer: Any, variable: Any) -> bool:
     optimizer._exclude_from_weight_decay_cache.clear()
     optimizer._exclude_from_weight_decay_cache.update(had)
     return answer
+
+
+def _stale(model: Any, norms: Mapping[str, Any], trainable: set[int]) -> set[str]:
+    """The layers that training, as ``fit`` has compiled it, treats in another way than ``trainable`` now says."""
+    if getattr(model, "train_function", None) is None or model.run_eagerly or not model.optimizer.built:
+        return set()
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    held = {id(variable) for variable in optimizer._trainable_variables}
+    affine = {name: {id(v) for v in (bn.gamma, bn.beta) if v is not None} for name, bn in norms.items()}
+    return {name for name, ids in affine.items() if ids & held != ids & trainable}
 
 
 def _replicas(model: Any) -> int:

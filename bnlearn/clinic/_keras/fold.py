@@ -188,8 +188,8 @@ def _error(before: Outputs, after: Outputs, pairs: tuple[tuple[str, str], ...]) 
         if not error <= TOLERANCE[dtype]:
             raise RuntimeError(
                 f"expected the folded model to agree with the given one to {TOLERANCE[dtype]:g}, relative, got "
-                f"{error:.2g}; folded were {', '.join(f'{bn} into {layer}' for layer, bn in pairs)}; the given model is "
-                "as it was"
+                f"{error:.2g}; folded were {', '.join(f'{bn} into {layer}' for layer, bn in pairs)}; the given model "
+                "is as it was"
             )
         worst = max(worst, error)
     return worst

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import keras
 
@@ -22,7 +22,7 @@ def is_held(layer: Any) -> bool:
 
 
 @cache
-def _frozen(kind: type[Any], affine: bool) -> type[Any]:
+def _frozen(kind: Any, affine: bool) -> type[Any]:
     """A subclass of ``kind`` that stays in inference mode, and with ``affine`` not trainable.
 
     It has the name and the module of ``kind``, so that a saved model holds the plain layer and needs nothing from here
@@ -77,7 +77,7 @@ def freeze(model: Any, affine: bool = True, *, layers: Collection[str] | None = 
     for layer in taken.values():
         if affine:
             layer.trainable = False
-        layer.__class__ = _frozen(type(layer), affine)
+        layer.__class__ = _frozen(cast(Hashable, type(layer)), affine)
     forget_traces(model)
     return Repair("frozen", model, tuple(taken), left, undo)
 

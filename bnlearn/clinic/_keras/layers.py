@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
 from typing import Any
@@ -124,3 +125,22 @@ def own_kind(layer: Any) -> type[Any]:
     """The layer's class, or the one that it had before it was frozen."""
     found: type[Any] = getattr(type(layer), "_bnlearn_held", type(layer))
     return found
+
+
+def told_inference(model: Any) -> set[int]:
+    """The ids of the BN layers that a graph calls with ``training=False``, themselves or what they are in."""
+    found: set[int] = set()
+    for layer in every_layer(model):
+        for node in nodes(graph(layer)) if graph(layer) is not None else ():
+            if _explicit(node):
+                found |= {id(bn) for bn in batch_norms(node.operation).values()}
+    return found
+
+
+def _explicit(node: Any) -> bool:
+    """Whether somebody wrote ``training=False``: where the layer's own default is None, Keras does not."""
+    layer = node.operation
+    if not isinstance(layer, keras.Layer) or node.arguments.kwargs.get("training") is not False:
+        return False
+    parameter = inspect.signature(layer.call).parameters.get("training")
+    return parameter is not None and parameter.default is None

@@ -18,7 +18,8 @@ Outputs: TypeAlias = Mapping[tuple[Any, ...], tuple[str, Wide]]
 
 def array(x: Any) -> NDArray[Any]:
     """A tensor or variable as a NumPy array of its own dtype."""
-    return np.asarray(keras.ops.convert_to_numpy(x.value if isinstance(x, keras.Variable) else x))
+    # A variable not by way of convert_to_numpy: TensorFlow deprecates what it does there.
+    return np.asarray(x if isinstance(x, keras.Variable) else keras.ops.convert_to_numpy(x))
 
 
 def floating(output: Any) -> dict[tuple[Any, ...], tuple[str, Wide]]:

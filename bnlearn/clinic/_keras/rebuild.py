@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +24,8 @@ def require_graph(model: Any, what: str) -> None:
     """
     if graph(model) is None:
         raise TypeError(
-            f"expected a functional or Sequential model, got {type(model).__name__}, whose call is its own: which layer "
-            f"feeds which is not written down there, and it cannot be {what}"
+            f"expected a functional or Sequential model, got {type(model).__name__}, whose call is its own: which "
+            f"layer feeds which is not written down there, and it cannot be {what}"
         )
 
 
@@ -58,23 +59,24 @@ class _Builder:
     def __init__(self, change: Callable[[Any], Any]) -> None:
         self.change = change
         self.made: dict[int, Any] = {}
-        self.skipped: set[int] = set()
+        self.skipped: set[int] = set()  # by the old ones' id
+        self.changed: set[int] = set()  # by the new ones' id
         self.copies: list[tuple[Any, Any]] = []
 
     def model(self, model: Any) -> Any:
         if isinstance(model, keras.Sequential):
             new = self._sequential(model)
         else:
-            new = keras.models.clone_model(model, clone_function=self._layer, call_function=self._call)
+            inputs = keras.tree.map_structure(_input, model.input)
+            calls = {"clone_function": self._layer, "call_function": self._call}
+            new = keras.models.clone_model(model, input_tensors=inputs, **calls)
         new._trainable = model._trainable  # the layers have theirs already
         return new
 
     def _sequential(self, model: Any) -> Any:
-        given = model.inputs[0]
-        first = keras.Input(batch_shape=given.shape, dtype=given.dtype, name=given.name)
         layers = [self._layer(layer) for layer in model.layers]
         kept = [layer for layer in layers if id(layer) not in self.skipped]
-        return keras.Sequential([first, *(kept or [keras.layers.Identity()])], name=model.name)
+        return keras.Sequential([_input(model.inputs[0]), *(kept or [keras.layers.Identity()])], name=model.name)
 
     def _layer(self, layer: Any) -> Any:
         """What stands for a layer, which may be called several times."""
@@ -83,7 +85,11 @@ class _Builder:
             if changed is False:
                 self.skipped.add(id(layer))
                 return layer
-            self.made[id(layer)] = self._copy(layer) if changed is None else changed
+            if changed is None:
+                self.made[id(layer)] = self._copy(layer)
+            else:
+                self.made[id(layer)] = changed
+                self.changed.add(id(changed))
         return self.made[id(layer)]
 
     def _copy(self, layer: Any) -> Any:
@@ -101,7 +107,17 @@ class _Builder:
         return copy
 
     def _call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
-        return args[0] if id(layer) in self.skipped else layer(*args, **kwargs)
+        if id(layer) in self.skipped:
+            return args[0]
+        if id(layer) in self.changed:  # the old layer's call may take more
+            takes = inspect.signature(layer.call).parameters
+            kwargs = {name: value for name, value in kwargs.items() if name in takes}
+        return layer(*args, **kwargs)
+
+
+def _input(tensor: Any) -> Any:
+    layer = tensor._keras_history.operation
+    return type(layer).from_config(layer.get_config()).output
 
 
 def _copy_variables(old: Any, new: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ __all__ = ["recalibrate"]
 AGREES = 1e-6
 """How far the statistics of a layer that is called more than once may lie from those that they lead to: the mean in
 standard deviations, the variance relative."""
+
+FROZEN = "it is frozen: training leaves it in inference mode"
 
 Statistics = tuple[Vector, Vector]
 """Mean and biased variance, shape (C,)."""
@@ -56,10 +59,10 @@ def recalibrate(
     if not one_pass:
         repeatable(data)
     with untouched(model):
-        passes = _Passes(model, data)
-        left = passes.obstacles(norms, named=layers is not None)
+        left = _obstacles(norms, named=layers is not None)
         taken = {name: layer for name, layer in norms.items() if name not in left}
-        found, unfit = (_at_once if one_pass else _in_order)(passes, taken, progress)
+        find = _at_once if one_pass else _in_order
+        found, unfit = find(_Passes(model, data), taken, layers is not None, progress)
     undo = snapshot([v for name in found for v in _variables(norms[name])])
     try:
         for name, statistics in found.items():
@@ -75,12 +78,20 @@ def recalibrate(
     return Repair("recalibrated", model, tuple(found), left | unfit, back)
 
 
+def _obstacles(norms: Mapping[str, Any], *, named: bool) -> dict[str, str]:
+    """Layers to leave alone, with the reason; a frozen one is taken if it was ``named``."""
+    left = {name: "it was never called, and has no weights" for name, layer in norms.items() if not layer.built}
+    frozen = {name: FROZEN for name, layer in norms.items() if not layer.trainable or is_held(layer)}
+    return left if named else frozen | left
+
+
 class _Passes:
     """Readings of the data, each with the same random state."""
 
     def __init__(self, model: Any, data: Any) -> None:
         self.model, self.data = model, data
         self.calls: Counter[str] = Counter()
+        self.weights = list({id(v): v for layer in every_layer(model) for v in layer.weights}.values())
 
     def batches(self) -> Iterator[Any]:
         """What the model is called with, batch by batch."""
@@ -90,31 +101,35 @@ class _Passes:
 
     def run(self, inputs: Any, norms: Mapping[str, Any], arrives: Callable[[Arrival], None], training: bool) -> None:
         """One batch, until ``arrives`` has seen enough."""
-        with run_eagerly(), listening(norms, arrives):
-            try:
-                self.model(inputs, training=training)
-            except _Enough:
-                pass
+        with run_eagerly(), listening(norms, arrives), suppress(_Enough):
+            self.model(inputs, training=training)
 
-    def obstacles(self, norms: Mapping[str, Any], *, named: bool) -> dict[str, str]:
-        """Layers to leave alone, with the reason; a frozen one is taken if it was ``named``."""
-        left = {name: "it was never called, and has no weights" for name, x in norms.items() if not x.built}
-        frozen = {name for name, x in norms.items() if name not in left and (not x.trainable or is_held(x))}
-        left |= {} if named else dict.fromkeys(frozen, "it is frozen: training leaves it in inference mode")
-        return left
-
-    def order(self, norms: Mapping[str, Any]) -> None:
-        """Count the calls of each layer for the first batch, in the order of the first ones."""
+    def order(self, norms: Mapping[str, Any], *, named: bool) -> dict[str, str]:
+        """Count the calls of each layer for the first batch, and tell which layers sleep in training."""
         first = self.batches()
 
         def count(arrival: Arrival) -> None:
             self.calls[arrival.name] += 1
 
-        self.run(next(first), norms, count, False)
+        inputs = next(first)
+        self.run(inputs, norms, count, False)
+        left = {} if named else self.asleep(inputs, norms)
         first.close()  # type: ignore[attr-defined]
+        return left
 
-    def see(self, name: str, layer: Any) -> Statistics | None:
-        """The statistics of what arrives at a layer over all the data, in evaluation mode; None if nothing does."""
+    def asleep(self, inputs: Any, norms: Mapping[str, Any]) -> dict[str, str]:
+        """Layers that the model calls with ``training=False`` when it trains."""
+        modes: dict[str, bool] = {}
+
+        def note(arrival: Arrival) -> None:
+            modes[arrival.name] = modes.get(arrival.name, False) or arrival.training
+
+        with kept(self.weights):
+            self.run(inputs, norms, note, True)
+        return {name: FROZEN for name, trains in modes.items() if not trains}
+
+    def see(self, name: str, layer: Any) -> Statistics:
+        """The statistics of what arrives at a layer over all the data, in evaluation mode."""
         observer = Observer()
         for inputs in self.batches():
             samples = samples_of(inputs)
@@ -132,34 +147,33 @@ class _Passes:
 def _take(observer: Observer, arrival: Arrival, samples: int) -> None:
     if symbolic(arrival.x):
         raise ValueError(
-            f"expected a model that runs eagerly, got one that calls {arrival.name!r} inside a compiled function, where "
-            "nothing can be observed; nothing was changed"
+            f"expected a model that runs eagerly, got one that calls {arrival.name!r} inside a compiled function, "
+            "where nothing can be observed; nothing was changed"
         )
     tell(observer, arrival, samples)
 
 
-def _statistics(name: str, observer: Observer) -> Statistics | None:
-    if not observer.seen:
-        return None
+def _statistics(name: str, observer: Observer) -> Statistics:
     whole = observer.whole()
     if whole is None or not observer.finite:
         raise ValueError(
-            f"expected finite values at {name!r}, got NaN or infinite ones: look for them in the data; nothing was changed"
+            f"expected finite values at {name!r}, got NaN or infinite ones: look for them in the data; nothing was "
+            "changed"
         )
     return whole.mean, whole.var
 
 
 def _in_order(
-    passes: _Passes, norms: Mapping[str, Any], progress: bool
+    passes: _Passes, norms: Mapping[str, Any], named: bool, progress: bool
 ) -> tuple[dict[str, Statistics], dict[str, str]]:
     """One layer after the other, each under the new statistics of those before it."""
-    passes.order(norms)
-    left = {name: "the data do not reach it" for name in norms if name not in passes.calls}
+    left = passes.order(norms, named=named)
+    left |= {name: "the data do not reach it" for name in norms if name not in passes.calls}
     found: dict[str, Statistics] = {}
-    for name in bar(list(passes.calls), "recalibrate", "layer", progress):
+    names = [name for name in passes.calls if name not in left]
+    for name in bar(names, "recalibrate", "layer", progress):
         layer, back = norms[name], snapshot(_variables(norms[name]))
         statistics = passes.see(name, layer)
-        assert statistics is not None
         _assign(layer, statistics)
         if passes.calls[name] > 1 and not _agree(statistics, passes.see(name, layer)):
             back()
@@ -169,28 +183,33 @@ def _in_order(
     return found, left
 
 
-def _at_once(passes: _Passes, norms: Mapping[str, Any], progress: bool) -> tuple[dict[str, Statistics], dict[str, str]]:
+def _at_once(
+    passes: _Passes, norms: Mapping[str, Any], named: bool, progress: bool
+) -> tuple[dict[str, Statistics], dict[str, str]]:
     """All layers in one reading, those before each in training mode."""
     observers = {name: Observer() for name in norms}
+    left: dict[str, str] = {}
 
     def train(name: str, layer: Any, call: Any, args: Any, kwargs: Any) -> Any:
-        return call(*args, **{**kwargs, "training": True})
+        return call(*args, **{**kwargs, "training": name not in left})
 
-    weights = [v for layer in every_layer(passes.model) for v in layer.weights]
-    with patched(norms, train):
-        for inputs in passes.batches():
-            samples = samples_of(inputs)
-            with kept(weights):
-                passes.run(inputs, norms, lambda a, n=samples: _take(observers[a.name], a, n), False)
-            for observer in observers.values():
-                observer.commit()
-    every = {name: _statistics(name, observer) for name, observer in observers.items()}
-    found = {name: statistics for name, statistics in every.items() if statistics is not None}
-    return found, {name: "the data do not reach it" for name in norms if name not in found}
+    for number, inputs in enumerate(passes.batches()):
+        if not number and not named:
+            left |= passes.asleep(inputs, norms)
+        samples = samples_of(inputs)
+
+        def take(arrival: Arrival, samples: int = samples) -> None:
+            _take(observers[arrival.name], arrival, samples)
+
+        with kept(passes.weights), patched(norms, train):
+            passes.run(inputs, norms, take, False)
+        for observer in observers.values():
+            observer.commit()
+    left |= {name: "the data do not reach it" for name, observer in observers.items() if not observer.seen}
+    return {name: _statistics(name, observers[name]) for name in norms if name not in left}, left
 
 
-def _agree(one: Statistics, other: Statistics | None) -> bool:
-    assert other is not None
+def _agree(one: Statistics, other: Statistics) -> bool:
     apart = np.abs(one[0] - other[0]) <= AGREES * np.sqrt(one[1])
     return bool((apart & (np.abs(one[1] - other[1]) <= AGREES * one[1])).all())
 

@@ -13,14 +13,14 @@ import numpy as np
 from keras.src.backend.common import global_state
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
-from bnlearn.clinic._keras.layers import every_layer
+from bnlearn.clinic._keras.layers import every_layer, named_layers
 
 __all__ = ["kept", "same_randomness", "snapshot", "untouched"]
 
 
 def snapshot(variables: list[Any]) -> Callable[[], None]:
     """A function that gives the variables the values back that they have now, bit by bit."""
-    before = [(variable, keras.ops.copy(variable.value)) for variable in variables]
+    before = [(variable, keras.ops.copy(keras.ops.convert_to_tensor(variable))) for variable in variables]
 
     def restore() -> None:
         for variable, value in before:
@@ -93,9 +93,14 @@ def untouched(model: Any) -> Iterator[None]:
     ----------
     model : keras.Layer
         Built. Its variables (those of seed generators, metrics and the optimizer too) and its losses are set back.
+
+    Raises
+    ------
+    ValueError
+        If the model calls a layer that is not built, which would be built then.
     """
     losses = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in every_layer(model)]
-    with same_randomness(), kept(all_variables(model)):
+    with same_randomness(), kept(all_variables(model)), _nothing_built(model):
         try:
             yield
         finally:
@@ -103,3 +108,26 @@ def untouched(model: Any) -> Iterator[None]:
                 layer._losses[:] = given
                 layer._loss_ids.clear()
                 layer._loss_ids.update(ids)
+
+
+@contextmanager
+def _nothing_built(model: Any) -> Iterator[None]:
+    """Refuse to build what is not built yet."""
+    unbuilt = {name: layer for name, layer in named_layers(model).items() if not layer.built}
+
+    def refuse(name: str) -> Callable[..., None]:
+        def build(*_: Any) -> None:
+            raise ValueError(
+                f"expected a model whose layers are built, got one that calls {name!r}, which takes its size from the "
+                "first batch; run one batch through the model first, with training=True"
+            )
+
+        return build
+
+    try:
+        for name, layer in unbuilt.items():
+            object.__setattr__(layer, "_maybe_build", refuse(name))
+        yield
+    finally:
+        for layer in unbuilt.values():
+            vars(layer).pop("_maybe_build", None)

@@ -58,7 +58,8 @@ def facts(model: nn.Module, data: Any = None, *, optimizer: Any = None, mask: An
         static = {name: _static(layer) for name, layer in layers.items()}
         modes = _modes(inner, layers, state)
         if data is not None and layers:
-            trains = {name: modes[name]["trains"] for name in layers}
+            # A model that stands in training mode is trained as it stands: what was frozen by hand stays so.
+            trains = {name: mode["trains"] and not mode["frozen_by_hand"] for name, mode in modes.items()}
             watched = run(inner, layers, trains, state, data, mask)
     if watched is not None:
         notes += watched.notes + [f"{name}: not looked at, for {why}" for name, why in watched.left.items()]

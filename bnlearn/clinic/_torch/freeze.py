@@ -32,7 +32,7 @@ def _made(kind: type[nn.Module]) -> type[nn.Module]:
     return type(f"Frozen{kind.__name__}", (Frozen, kind), {"__module__": kind.__module__, "__doc__": kind.__doc__})
 
 
-_frozen: Callable[[type[nn.Module]], Any] = cache(_made)
+_frozen = cast("Callable[[type[nn.Module]], Any]", cache(_made))
 """The class that ``kind`` is swapped for: the same each time, so that the types of two frozen layers compare."""
 
 

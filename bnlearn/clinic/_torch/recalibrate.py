@@ -89,7 +89,7 @@ def _obstacles(model: nn.Module, norms: Mapping[str, _BatchNorm], *, named: bool
 
 def _obstacle(bn: _BatchNorm, by_hand: bool, named: bool) -> str:
     if bn.running_mean is None or bn.running_var is None:
-        return "it keeps no running statistics"
+        return "it keeps no running mean and variance"
     if bn.running_mean.shape != (bn.num_features,) or bn.running_var.shape != (bn.num_features,):
         return "its statistics are not a mean and a variance for each channel"
     if named:

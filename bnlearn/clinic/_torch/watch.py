@@ -86,7 +86,7 @@ def run(
     layers : mapping of str to layer
         The BN layers to watch.
     trains : mapping of str to bool
-        Which of them use the batch's statistics in training.
+        Which of them use the batch's statistics in training; the others are set to evaluation for all passes.
     data, mask : object
         See :func:`bnlearn.audit`.
 
@@ -102,6 +102,8 @@ def run(
     watch = _Watch(model, layers)
     with _eager():
         model.train()
+        for name in layers:
+            layers[name].train(trains[name])
         _train(watch, data, mask)
         found = {name: observer for name, observer in watch.observers.items() if observer.seen}
         output, ratios, notes = _evaluate(watch, {name: found[name] for name in found if trains[name]}, state)

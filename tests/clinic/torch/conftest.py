@@ -47,13 +47,13 @@ def _module(module, versions):
 
 @pytest.fixture
 def portrait():
-    """A function that takes a model to all there is to compare; ``versions``: whether a tensor was written to at all."""
+    """A function that takes a model to all there is to compare; ``versions``: also the number of writes."""
 
     def take(model, versions=True):
         return {
             "modules": {name: _module(module, versions) for name, module in model.named_modules()},
             "torch": torch.get_rng_state().numpy().tobytes(),
-            "numpy": str(np.random.get_state()),
+            "numpy": str(np.random.get_state()),  # noqa: NPY002 - other people's code uses it
             "random": random.getstate(),
             "gradients": torch.is_grad_enabled(),
         }

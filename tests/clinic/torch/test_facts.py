@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 import bnlearn.torch as own  # noqa: E402
 from bnlearn.clinic._torch.facts import facts  # noqa: E402
 from bnlearn.clinic._torch.freeze import freeze  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
 
 
 def randomised(model, seed=0):
@@ -173,7 +178,7 @@ def test_what_cannot_be_looked_at_is_noted():
 def test_the_source_of_a_model_is_its_class():
     path, line = facts(Stubborn(nn.BatchNorm1d(2))).source
     assert path == __file__
-    assert open(path).readlines()[line - 1].startswith("class Stubborn")  # noqa: PTH123, SIM115
+    assert Path(path).read_text(encoding="utf-8").splitlines()[line - 1].startswith("class Stubborn")
     assert facts(network()).source is None
     made = type("Made", (nn.Sequential,), {"__module__": "nowhere"})
     assert facts(made()).source is None
@@ -268,6 +273,19 @@ def test_frozen_layers_keep_their_statistics_in_all_passes():
     assert found.output.gap == found.output.recalibrated_gap == 0
 
 
+def test_a_model_that_trains_is_run_as_it_stands():
+    model = randomised(nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)))
+    model[0].eval()
+    arrives = facts(model, [torch.randn(8, 2)]).layers[1].seen
+    assert not np.allclose(arrives.var, model[0].weight.detach().square(), rtol=1e-3)
+    model[1].eval()
+    found = facts(model, [torch.randn(8, 2)])
+    assert all(layer.frozen_by_hand and layer.trains for layer in found.layers)
+    assert found.output.gap == found.output.recalibrated_gap == 0
+    model.eval()  # no training is under way, and the next train() wakes them
+    assert facts(model, [torch.randn(8, 2)]).output.gap > 0
+
+
 class Called(nn.Module):
     """Calls layers in another order than it has them in, one of them twice, and one never."""
 
@@ -287,7 +305,7 @@ def test_calls_are_counted_and_ordered():
     assert layers["never"].seen is None
     assert (layers["twice"].seen.calls, layers["twice"].seen.n) == (2, 22)
     assert layers["twice"].seen.apart.shape == (2, 2)
-    assert (layers["twice"].seen.apart[1] > 0.5).all()
+    assert (layers["twice"].seen.apart[1] > 0.3).all()
     assert layers["first"].seen.apart is None
 
 
@@ -357,7 +375,7 @@ def test_masks():
     assert not facts(model, [(x, mask)], mask=lambda batch: batch[1][:, :4]).masked
 
 
-# -- Batches that do not go through -------------------------------------------------------------------------------------
+# -- Batches that do not go through ------------------------------------------------------------------------------------
 
 
 def test_a_batch_with_one_value_per_channel_is_left_out(portrait):
@@ -406,6 +424,26 @@ def test_statistics_that_are_not_finite_make_an_infinite_gap():
     found = facts(model, [torch.randn(50, 2)])
     assert found.output.gap == float("inf")
     assert found.output.recalibrated_gap < 0.02
+
+
+class Beside(nn.Module):
+    """What one layer sees is not finite and goes nowhere; another layer has no statistics to set."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn, self.untracked = nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)
+
+    def forward(self, x):
+        self.bn(x / 0)
+        return self.untracked(x)
+
+
+def test_layers_without_statistics_to_pretend_are_left_as_they_are():
+    found = facts(Beside(), [torch.randn(8, 2)])
+    bad, good = found.layers
+    assert (bad.seen.finite, good.seen.finite) == (False, True)
+    assert (bad.seen.evaluation_ratio is None, good.seen.evaluation_ratio is None) == (True, False)
+    assert found.output.gap == found.output.recalibrated_gap == 0
 
 
 Pair = namedtuple("Pair", ["logits", "aux"])
@@ -472,7 +510,7 @@ def test_a_layer_that_is_asked_for_nonsense_says_so_itself():
         assert "arrives" not in str(error.traceback[-1])
 
 
-# -- What it costs ------------------------------------------------------------------------------------------------------
+# -- What it costs -----------------------------------------------------------------------------------------------------
 
 
 def test_no_batch_is_run_more_than_three_times_and_all_but_one_once():
@@ -497,7 +535,6 @@ def test_only_one_batch_is_kept():
 
     def data():
         for _ in range(6):
-            gc.collect()
             assert sum(reference() is not None for reference in alive) == 0
             x = torch.randn(4, 2)
             alive.append(weakref.ref(x))
@@ -508,7 +545,6 @@ def test_only_one_batch_is_kept():
 
     class Remembers(nn.Sequential):
         def forward(self, x):
-            gc.collect()
             assert sum(reference() is not None for reference in inside) <= 1
             inside.append(weakref.ref(x))
             return super().forward(x)
@@ -537,7 +573,7 @@ def test_the_inputs_are_not_written_to():
     assert x.equal(before)
 
 
-# -- Nothing is left behind ---------------------------------------------------------------------------------------------
+# -- Nothing is left behind --------------------------------------------------------------------------------------------
 
 
 class Shared(nn.Module):
@@ -564,7 +600,7 @@ class Changing(nn.Module):
         self.kept.append(x)
         self.scale.data.clamp_(max=1 / self.steps)
         self.bn.momentum = 0.5
-        np.random.rand()
+        np.random.rand()  # noqa: NPY002
         return self.bn(x) * self.scale + torch.rand(1)
 
 
@@ -683,8 +719,9 @@ def test_a_model_for_several_processes_is_looked_into(tmp_path, portrait):
     dist.init_process_group("gloo", store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
     try:
         model = nn.parallel.DistributedDataParallel(network())
+        compiled = torch.compile(model, backend="eager")
         before = portrait(model)
-        found = facts(torch.compile(model, backend="eager"), batches())
+        found = facts(compiled, batches())
         assert portrait(model) == before
     finally:
         dist.destroy_process_group()
@@ -723,9 +760,9 @@ def test_a_loader_and_the_random_states_are_as_they_were():
 def test_a_model_in_the_middle_of_a_step_goes_on():
     model = network()
     loss = model(batches()[0][0]).square().sum()
-    twin = network()
-    torch.set_rng_state(torch.get_rng_state())
     facts(model, batches())
     loss.backward()
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    assert twin[0].weight.equal(model[0].weight)
+    twin = network()
+    twin(batches()[0][0]).square().sum().backward()
+    assert model[0].weight.grad.any()
+    assert all(p.grad.equal(q.grad) for p, q in zip(model.parameters(), twin.parameters(), strict=True))

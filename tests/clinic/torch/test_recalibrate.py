@@ -213,7 +213,7 @@ def test_unused_shared_and_without_statistics(chained, one_pass):
     before = copy.deepcopy(model.state_dict())
     repair = recalibrate(model, data, one_pass=one_pass, progress=False)
     assert repair.left["unused"] == "the data do not reach it"
-    assert repair.left["none"] == "it keeps no running statistics"
+    assert repair.left["none"] == "it keeps no running mean and variance"
     if chained and not one_pass:
         assert repair.layers == ("used",)
         assert "called 2 times, and what arrives depends on its own statistics" in repair.left["shared"]
@@ -345,9 +345,10 @@ def test_a_loader_that_shuffles_and_augments_gives_each_layer_the_same():
 def test_other_statistics_are_left():
     own = pytest.importorskip("bnlearn.torch")
     model = nn.Sequential(own.DecorrelatedBatchNorm(4))
+    model[0].running_var = torch.ones(4, 4)
     repair = recalibrate(model, [torch.randn(8, 4)], progress=False)
     assert not repair.layers
-    assert list(repair.left) == ["0"]
+    assert repair.left == {"0": "its statistics are not a mean and a variance for each channel"}
 
 
 def test_a_bar_is_shown(capsys):
@@ -361,3 +362,11 @@ def test_compiled_models_are_opened():
     repair = recalibrate(torch.compile(model, backend="eager"), batches(), progress=False)
     assert repair.model is model
     assert model[1].num_batches_tracked == len(SIZES)
+
+
+def test_statistics_without_a_count():
+    model = nn.Sequential(nn.BatchNorm1d(2)).double()
+    model[0].num_batches_tracked = None
+    x = torch.randn(9, 2, dtype=torch.float64)
+    recalibrate(model, [x], progress=False)
+    torch.testing.assert_close(model[0].running_var, x.var(0), rtol=1e-12, atol=0)

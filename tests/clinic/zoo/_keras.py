@@ -69,8 +69,13 @@ def cut(x: Any, y: Any, size: int = 32) -> Batches:
     return [(x[start : start + size], y[start : start + size]) for start in range(0, len(x), size)]
 
 
-def train(model: Any, batches: Batches, epochs: int = 3, lr: float = 0.05, optimizer: Any = None) -> Any:
-    """A loop of plain gradient descent (or with an optimizer), without compiling anything."""
+def train(
+    model: Any, batches: Batches, epochs: int = 2, lr: float = 0.05, optimizer: Any = None, settled: bool = True
+) -> Any:
+    """A loop of plain gradient descent (or with an optimizer), without compiling anything.
+
+    ``settled``: with a last epoch at a rate of zero, after which the moving statistics are those of the data.
+    """
     for _ in range(epochs):
         for i in np.random.permutation(len(batches)):  # noqa: NPY002
             x, y = batches[i]
@@ -84,7 +89,7 @@ def train(model: Any, batches: Batches, epochs: int = 3, lr: float = 0.05, optim
             for variable, gradient in zip(held, found, strict=True):
                 if gradient is not None:
                     variable.assign_sub(keras.ops.cast(lr * gradient, variable.dtype))
-    return model
+    return settle(model, [x for x, _ in batches]) if settled else model
 
 
 def _variables(model: Any, optimizer: Any) -> list[Any]:

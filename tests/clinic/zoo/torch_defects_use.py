@@ -133,7 +133,7 @@ def two_domains(seed: int) -> Case:
     class Twins(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.tower = convnet(classes=8)
+            self.tower = convnet()
 
         def forward(self, x: Tensor) -> Tensor:
             return self.tower(x) - self.tower((x > 0.5).float() * 3)
@@ -205,7 +205,7 @@ def weights_averaged_without_update_bn(seed: int) -> Case:
     model = mlp(16, 64, 64, 4)
     average = torch.optim.swa_utils.AveragedModel(train(model, data, 1, lr=0.02))
     for _ in range(4):
-        train(model, data, 1, lr=0.4)
+        train(model, data, 1, lr=1.0)
         average.update_parameters(model)
     return Case(average.eval(), data, "4")
 
@@ -241,7 +241,7 @@ def pruned_by_magnitude(seed: int) -> Case:
         if isinstance(module, nn.Conv2d):
             with torch.no_grad():
                 module.weight[module.weight.abs() < module.weight.abs().quantile(0.7)] = 0
-    return Case(model.eval(), data, "blocks.1.bn2")
+    return Case(model.eval(), data, "blocks.0.bn1")
 
 
 @defect("BN306")
@@ -256,8 +256,8 @@ def other_colour_channels(seed: int) -> Case:
 def sorted_by_class(seed: int) -> Case:
     x, y = digits()
     order = y.argsort()
-    data = cut(x[order], y[order])
-    return Case(standing(train(convnet(), data), seed), data, "1")
+    model = train(convnet(), cut(x, y), 4)
+    return Case(standing(model, seed), cut(x[order], y[order]), "4")
 
 
 @defect("BN307")
@@ -336,7 +336,7 @@ def padded_behind_a_convolution(seed: int) -> Case:
 @defect("BN311")
 def one_sample_left_over(seed: int) -> Case:
     data = cut(*features(32 * 8 + 1))
-    return Case(standing(train(mlp(16, 32, 32, 4), data[:-1]), seed), data, "4")
+    return Case(standing(train(mlp(16, 32, 32, 4), data[:-1]), seed), data, "1")
 
 
 @defect("BN311")
