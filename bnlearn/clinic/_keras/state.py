@@ -20,7 +20,7 @@ __all__ = ["kept", "same_randomness", "snapshot", "untouched"]
 
 def snapshot(variables: list[Any]) -> Callable[[], None]:
     """A function that gives the variables the values back that they have now, bit by bit."""
-    before = [(variable, keras.ops.copy(keras.ops.convert_to_tensor(variable))) for variable in variables]
+    before = [(variable, keras.ops.copy(variable.value)) for variable in variables]
 
     def restore() -> None:
         for variable, value in before:

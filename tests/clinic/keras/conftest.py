@@ -15,7 +15,7 @@ if keras.backend.backend() != "tensorflow":
 
 
 def _bytes(variable):
-    value = np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable)))
+    value = variable.numpy()
     return variable.path, str(value.dtype), value.shape, value.tobytes()
 
 

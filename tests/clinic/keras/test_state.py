@@ -117,7 +117,7 @@ def test_a_tensorflow_that_was_never_seeded(monkeypatch):
 
 
 def bits(variable):
-    return np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(variable))).tobytes()
+    return variable.numpy().tobytes()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int32", "bool"])
