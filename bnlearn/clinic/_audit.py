@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bnlearn.clinic._checks import CHECKS
-from bnlearn.clinic._checks_data import MIN_BATCHES
+from bnlearn.clinic._checks_data import GAP_BATCHES, MIN_BATCHES
 from bnlearn.clinic._dispatch import part
 from bnlearn.clinic._facts import Facts
 from bnlearn.clinic._findings import Finding, Report
@@ -21,8 +21,8 @@ def audit(
 ) -> Report:
     r"""Look a model over for what goes wrong with batch normalisation.
 
-    Nothing is changed: modes, statistics, gradients, hooks and random state are as before, whatever happens. No batch
-    is run more than three times, and only one is kept.
+    Nothing is changed: modes, statistics, gradients, hooks and random state are as before, whatever happens. Each batch
+    is run once; only one is kept, and run three times more.
 
     Parameters
     ----------
@@ -106,5 +106,7 @@ def _skipped(facts: Facts) -> Iterator[tuple[str, str]]:
             yield code, "no optimizer was given"
         elif code == "BN307" and batches < MIN_BATCHES:
             yield code, f"it takes {MIN_BATCHES} batches, and the data has {batches}"
+        elif code == "BN309" and batches < GAP_BATCHES:
+            yield code, f"it takes {GAP_BATCHES} batches, and the data has {batches}"
         elif code == "BN309" and facts.output is None:
             yield code, "no outputs of training and evaluation could be compared"

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from bnlearn.clinic import _checks_data as data
-from bnlearn.clinic._common import FEW, RECALIBRATE, awaits_training, dead, fresh, unused, variance
+from bnlearn.clinic._common import FEW, RECALIBRATE, awaits_training, dead, fresh, learns, unused, variance
 from bnlearn.clinic._common import found as say
 from bnlearn.clinic._facts import Facts, LayerFacts
 from bnlearn.clinic._findings import Finding
@@ -38,7 +38,7 @@ HALF = ("float16", "bfloat16")
 
 def _tracking(layer: LayerFacts) -> bool:
     """Whether training moves the layer's running statistics."""
-    return layer.trains and layer.running_mean is not None
+    return learns(layer) and layer.running_mean is not None
 
 
 def bn101(facts: Facts) -> Iterator[Finding]:
@@ -123,7 +123,7 @@ def bn106(facts: Facts) -> Iterator[Finding]:
 def bn107(facts: Facts) -> Iterator[Finding]:
     """A bias that the mean takes away again."""
     for layer in facts.layers:
-        if layer.trains and layer.seen is not None and layer.seen.bias_from is not None:
+        if learns(layer) and layer.seen is not None and layer.seen.bias_from is not None:
             evidence = f"The output of layer {layer.seen.bias_from}, which adds a bias, arrives here as it is."
             option = "bias=False" if facts.framework == "torch" else "use_bias=False"
             yield say("BN107", layer.name, evidence, f"Make layer {layer.seen.bias_from} with {option}.")

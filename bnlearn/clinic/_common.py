@@ -10,7 +10,7 @@ from bnlearn.clinic._findings import Finding
 from bnlearn.clinic._rule import Severity
 from bnlearn.clinic._rules import RULES
 
-__all__ = ["DEAD", "FEW", "RECALIBRATE", "awaits_training", "dead", "found", "fresh", "unused", "variance"]
+__all__ = ["DEAD", "FEW", "RECALIBRATE", "awaits_training", "dead", "found", "fresh", "learns", "unused", "variance"]
 
 FEW = 16
 """Values per channel below which a batch's variance is wrong by a third and more: its relative error is
@@ -36,6 +36,11 @@ def found(code: str, layer: str, evidence: str, fix: str, severity: Severity | N
 def unused(facts: Facts, layer: LayerFacts) -> bool:
     """Whether data was run, and never came by."""
     return facts.data_run and layer.seen is None and layer.name not in facts.single
+
+
+def learns(layer: LayerFacts) -> bool:
+    """Whether batches are what it normalises with in training; not where the user has just set it to evaluation."""
+    return layer.trains and not layer.frozen_by_hand
 
 
 def fresh(layer: LayerFacts) -> bool:

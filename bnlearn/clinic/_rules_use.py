@@ -176,12 +176,13 @@ report = bnlearn.audit(model, [torch.randn(32, 8) for _ in range(4)])
         ),
         seen=(
             "Mean and variance over all the data, in training mode, against the running ones. In a quarter of the live "
-            "channels the mean is off by half a standard deviation or the variance by a factor of two, and by more "
-            "than four standard errors of what a sample and a moving average can give."
+            "channels the mean is off by 0.3 standard deviations or the variance by a factor of 1.6, and by more than "
+            "four standard errors of what a sample and a moving average can give."
         ),
         misses=(
             "Layers that are frozen (their statistics are what training uses), layers with few values per channel, and "
-            "small samples: with 64 samples only gross errors count. Give a few hundred."
+            "small samples: with 64 samples only gross errors count. Give a few hundred. Small errors in many layers: "
+            "BN309 sees what they add up to."
         ),
         cure="`bnlearn.recalibrate(model, data)`, with data as in training. No weight changes.",
         example="""\
@@ -251,10 +252,10 @@ report = bnlearn.audit(model, list(x.split(32)))
             "mode, and training goes on with the other one."
         ),
         seen=(
-            "On one batch: the variance that arrives at inference over the one in training, below three quarters in "
-            "the median channel."
+            "On one batch: the variance that arrives at inference over the one in training, below 0.6 in the median "
+            "channel."
         ),
-        misses="Dropout of a quarter or less, dropout that many layers lie behind, and batches of a few samples.",
+        misses="Dropout of a third or less, dropout that many layers lie behind, and batches of a few samples.",
         cure=(
             "Dropout after the last BatchNorm of the network, as most published networks have it; or less of it; or a "
             "dropout of whole samples' paths (stochastic depth)."
@@ -286,7 +287,8 @@ report = bnlearn.audit(model, [torch.randn(64, 64) for _ in range(8)])
             "new."
         ),
         misses=(
-            "Gaps that recalibration does not close: see BN304, BN307 and BN308. Overfitting, which is something else."
+            "A single batch: two are needed. Gaps that recalibration does not close: see BN304, BN307 and BN308. "
+            "Overfitting, which is something else."
         ),
         cure="`bnlearn.recalibrate(model, data)`; BN306 names the layers.",
         example="""\

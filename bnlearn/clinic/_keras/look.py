@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -67,7 +68,7 @@ class Look:
 
 
 def look(model: Any, norms: Mapping[str, Any], data: Any, mask: Any) -> Look:
-    """Run each batch once in training mode, and one of them, of two samples or more, twice in evaluation mode.
+    """Run each batch once in training mode, and one of them, of two samples or more, three times in evaluation.
 
     Parameters
     ----------
@@ -177,7 +178,7 @@ class _Watch:
         return own
 
     def compare(self) -> dict[str, Vector]:
-        """Run the kept batch in evaluation mode, as the model stands and with the statistics of the data.
+        """Run the kept batch in evaluation mode: as the model stands, with the statistics of the data, with its own.
 
         Returns
         -------
@@ -188,22 +189,29 @@ class _Watch:
             self.found.note("no batch of two samples or more gave finite outputs: training and evaluation not compared")
             return {}
         as_it_stands = self._pass(self.kept.inputs, False, self._at_inference)
-        observers = {name: Observer() for name in self.norms}
-
-        def arrives(arrival: Arrival) -> None:
-            if not symbolic(arrival.x):
-                tell(observers[arrival.name], arrival, self._samples)
-
-        self._samples = self.kept.samples
         with kept(self.weights):
             self._pretend()
-            recalibrated = self._pass(self.kept.inputs, False, arrives)
+            recalibrated = self._pass(self.kept.inputs, False, lambda arrival: None)
         gaps = [gap(self.kept.outputs, outputs) for outputs in (as_it_stands, recalibrated)]
         if gaps[0] is None or gaps[1] is None:
             self.found.note("nothing in the outputs to compare training and evaluation by")
         else:
             self.found.output = OutputFacts(gaps[0], gaps[1], self.kept.samples)
-        pairs = {name: (observer.commit(), self.kept.moments[name]) for name, observer in observers.items()}
+        return self._ratios(self.kept)
+
+    def _ratios(self, batch: _Kept) -> dict[str, Vector]:
+        """What is random in training is off; the layers use the batch's own statistics, so that nothing else differs."""
+        observers = {name: Observer() for name in self.norms}
+        learning = {name: layer for name, layer in self.norms.items() if self._learns(name)}
+        self._samples = batch.samples
+
+        def arrives(arrival: Arrival) -> None:
+            if not symbolic(arrival.x):
+                tell(observers[arrival.name], arrival, self._samples)
+
+        with patched(learning, _in_training):
+            self._pass(batch.inputs, False, arrives)
+        pairs = {name: (observer.commit(), batch.moments[name]) for name, observer in observers.items()}
         return {name: variance_ratio(a.var, b.var) for name, (a, b) in pairs.items() if a is not None and b is not None}
 
     def _at_inference(self, arrival: Arrival) -> None:
@@ -217,3 +225,10 @@ class _Watch:
             if whole is not None and self._learns(name):
                 layer.moving_mean.assign(whole.mean)
                 layer.moving_variance.assign(whole.var)
+
+
+def _in_training(name: str, layer: Any, call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call a layer as in training."""
+    given = inspect.signature(call).bind(*args, **kwargs)
+    given.arguments["training"] = True
+    return call(*given.args, **given.kwargs)

@@ -17,9 +17,11 @@ Outputs: TypeAlias = Mapping[tuple[Any, ...], tuple[str, Wide]]
 
 
 def array(x: Any) -> NDArray[Any]:
-    """A tensor or variable as a NumPy array of its own dtype."""
-    # A variable not by way of convert_to_numpy: TensorFlow deprecates what it does there.
-    return np.asarray(x if isinstance(x, keras.Variable) else keras.ops.convert_to_numpy(x))
+    """A tensor or variable as a NumPy array of its own dtype, but for bfloat16, which NumPy has not: float32."""
+    value = x.value if isinstance(x, keras.Variable) else x
+    if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
+        value = keras.ops.cast(value, "float32")
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.copy(value) if value is not x else value))
 
 
 def floating(output: Any) -> dict[tuple[Any, ...], tuple[str, Wide]]:

@@ -99,12 +99,13 @@ def untouched(model: Any) -> Iterator[None]:
     ValueError
         If the model calls a layer that is not built, which would be built then.
     """
-    losses = [(layer, list(layer._losses), set(layer._loss_ids)) for layer in every_layer(model)]
+    losses = [(layer, list(layer._losses), set(layer._loss_ids), layer._called) for layer in every_layer(model)]
     with same_randomness(), kept(all_variables(model)), _nothing_built(model):
         try:
             yield
         finally:
-            for layer, given, ids in losses:
+            for layer, given, ids, called in losses:
+                layer._called = called
                 layer._losses[:] = given
                 layer._loss_ids.clear()
                 layer._loss_ids.update(ids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -77,7 +77,7 @@ def run(
     data: Any,
     mask: Any,
 ) -> Run:
-    """Run ``data`` once through the model in training mode, and one batch of it twice in evaluation mode.
+    """Run ``data`` once through the model in training mode, and one batch of it three times in evaluation mode.
 
     Parameters
     ----------
@@ -157,18 +157,32 @@ def _evaluate(
     state.reset()
     watch.model.eval()
     _pretend(watch.layers, population)
+    recalibrated = watch.forward(kept)
+    state.reset()
+    ratios = _ratios(watch, kept, population)
+    gaps = [_gap(kept.outputs, outputs) for outputs in (as_it_stands, recalibrated)]
+    if gaps[0] is None or gaps[1] is None:
+        return None, ratios, ["nothing in the outputs to compare training and evaluation by"]
+    return OutputFacts(gaps[0], gaps[1], kept.samples), ratios, []
+
+
+def _ratios(watch: _Watch, kept: _Kept, learning: Iterable[str]) -> dict[str, Any]:
+    """The variance at inference over that in training, where all that differs is what is random in training.
+
+    The layers use the batch's own statistics in both passes, so that the draw of the batch makes no difference.
+    """
+    watch.model.eval()
+    for name in learning:
+        watch.layers[name].train()
     observers = {name: Observer() for name in watch.layers}
     with watch.listening(observers):
-        recalibrated = watch.forward(kept)
+        watch.forward(kept)
     ratios = {}
     for name, observer in observers.items():
         arrived, reference = observer.commit(), kept.moments.get(name)
         if arrived is not None and reference is not None:
             ratios[name] = variance_ratio(arrived.var, reference.var)
-    gaps = [_gap(kept.outputs, outputs) for outputs in (as_it_stands, recalibrated)]
-    if gaps[0] is None or gaps[1] is None:
-        return None, ratios, ["nothing in the outputs to compare training and evaluation by"]
-    return OutputFacts(gaps[0], gaps[1], kept.samples), ratios, []
+    return ratios
 
 
 def _pretend(layers: Mapping[str, _BatchNorm], population: Mapping[str, Observer]) -> None:

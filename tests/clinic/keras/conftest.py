@@ -20,9 +20,8 @@ def _bytes(variable):
 
 
 def _layer(layer):
-    attributes = {
-        name: value for name, value in vars(layer).items() if isinstance(value, bool | float | int | str | type(None))
-    }
+    plain = (bool, float, int, str, type(None))
+    attributes = {name: value for name, value in vars(layer).items() if isinstance(value, plain)}
     return {
         "class": type(layer),
         "names": sorted(vars(layer)),

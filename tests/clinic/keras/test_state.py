@@ -30,7 +30,7 @@ def everything():
         ]
     )
     model.compile("adam", "mse", metrics=["mae"])
-    model.fit(np.ones((8, 4)), np.ones((8, 2)), verbose=0)
+    model.optimizer.build(model.trainable_variables)
     return model
 
 

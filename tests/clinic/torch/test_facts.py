@@ -250,11 +250,8 @@ def test_the_gap_is_that_of_the_first_batch():
     assert found.output.gap == pytest.approx(gap(in_training, in_evaluation), rel=1e-5)
     assert found.output.recalibrated_gap == pytest.approx(gap(in_training, recalibrated), rel=1e-4)
     assert found.output.samples == 6
-    arrives = twin[:6](x).var(dim=0, correction=0)
-    trained = network()
-    trained[3].p = 0.0
-    expected = (arrives / trained[:6](x).var(dim=0, correction=0)).detach()
-    np.testing.assert_allclose(found.layers[1].seen.evaluation_ratio, expected, rtol=1e-4)
+    # Without dropout, and with the batch's own statistics, nothing differs between the modes.
+    np.testing.assert_allclose(found.layers[1].seen.evaluation_ratio, 1, rtol=1e-6)
     np.testing.assert_allclose(found.layers[0].seen.evaluation_ratio, 1, rtol=1e-6)
 
 
@@ -550,7 +547,7 @@ def test_only_one_batch_is_kept():
             return super().forward(x)
 
     assert facts(Remembers(nn.Linear(2, 2), nn.BatchNorm1d(2)), data()).data_run
-    assert len(inside) == 8
+    assert len(inside) == 9
 
 
 def test_a_generator_that_fills_one_array_again_and_again_does_no_harm():
@@ -571,6 +568,20 @@ def test_the_inputs_are_not_written_to():
     before = x.clone()
     facts(nn.Sequential(nn.ReLU(inplace=True), nn.BatchNorm1d(2)), [x, x])
     assert x.equal(before)
+
+
+class Adds(nn.Module):
+    def __init__(self, in_place):
+        super().__init__()
+        self.bn, self.in_place = nn.BatchNorm1d(2), in_place
+
+    def forward(self, x):
+        return self.bn(x.add_(1) if self.in_place else x + 1)
+
+
+def test_each_pass_gets_the_batch_as_it_came():
+    data = [torch.randn(6, 2), torch.randn(6, 2)]
+    assert facts(Adds(True), data).output == facts(Adds(False), data).output
 
 
 # -- Nothing is left behind --------------------------------------------------------------------------------------------
@@ -695,11 +706,13 @@ def _portrait(portrait):
 
 def test_a_part_that_is_compiled_is_seen_too():
     model = nn.Sequential(torch.compile(network()[:2], backend="eager"), nn.BatchNorm2d(3))
-    model(batches()[0][0])  # the graph is there
+    with torch.no_grad():
+        model(batches()[0][0])  # a graph without hooks is there
     assert [layer.seen is not None for layer in facts(model, batches()).layers] == [True, True]
     inside = network()
     inside.compile(backend="eager")
-    inside(batches()[0][0])
+    with torch.no_grad():
+        inside(batches()[0][0])
     assert [layer.seen is not None for layer in facts(inside, batches()).layers] == [True, True]
     assert torch.compiler.is_compiling() is False
 

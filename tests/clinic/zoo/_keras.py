@@ -22,7 +22,7 @@ def seeded(seed: int) -> None:
     keras.utils.set_random_seed(seed)
 
 
-def features(n: int = 512, width: int = 16, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def features(n: int = 256, width: int = 16, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Correlated features on scales of their own, with some classes in them; (n, width)."""
     rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002 - the state that Keras's seed sets
     y = rng.integers(classes, size=n)
@@ -38,14 +38,14 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     return np.moveaxis(part.x, 1, -1), part.y
 
 
-def digits(n: int = 384) -> tuple[np.ndarray, np.ndarray]:
+def digits(n: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Scanned digits, standardised; (n, 8, 8, 1)."""
     x, y = _digits()
     chosen = np.random.permutation(len(x))[:n]  # noqa: NPY002
     return x[chosen], y[chosen]
 
 
-def images(n: int = 256, size: int = 12, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+def images(n: int = 192, size: int = 12, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
     """Smooth colour images in (0, 1), with a pattern for each class; (n, size, size, 3)."""
     rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
     y = rng.integers(classes, size=n)
@@ -55,7 +55,7 @@ def images(n: int = 256, size: int = 12, classes: int = 4) -> tuple[np.ndarray, 
     return 1 / (1 + np.exp(-x)), y
 
 
-def waves(n: int = 256, channels: int = 4, length: int = 24, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def waves(n: int = 192, channels: int = 4, length: int = 24, classes: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Noisy waves, whose frequency is the class; (n, length, channels)."""
     rng = np.random.default_rng(np.random.randint(2**31))  # noqa: NPY002
     y = rng.integers(classes, size=n)
@@ -70,7 +70,7 @@ def cut(x: Any, y: Any, size: int = 32) -> Batches:
 
 
 def train(
-    model: Any, batches: Batches, epochs: int = 2, lr: float = 0.05, optimizer: Any = None, settled: bool = True
+    model: Any, batches: Batches, epochs: int = 1, lr: float = 0.05, optimizer: Any = None, settled: bool = True
 ) -> Any:
     """A loop of plain gradient descent (or with an optimizer), without compiling anything.
 
