@@ -48,7 +48,8 @@ single batch, up to a third."""
 GAP_RATIO = 2.0
 GAP_FLOOR = 0.1
 """BN309: the gap must be this much larger than the one that recalibration leaves. A fixed limit on the gap alone
-flagged half of the healthy models that it was tried on."""
+flagged half of the healthy models that it was tried on. The statistics of B batches are partly those of the one that
+is compared, which makes the gap that they leave smaller than that of other samples' statistics, by sqrt(1 - 1/B)."""
 
 PADDING_MEAN = 0.25
 PADDING_VARIANCE = 1.5
@@ -192,7 +193,10 @@ def bn309(facts: Facts) -> Iterator[Finding]:
         return
     if any(layer.frozen_by_hand or (fresh(layer) and awaits_training(facts, layer)) for layer in facts.layers):
         return
-    limit = GAP_RATIO * output.recalibrated_gap + GAP_FLOOR
+    batches = max((layer.seen.batches for layer in facts.layers if layer.seen is not None), default=0)
+    if batches < 2:
+        return
+    limit = GAP_RATIO * output.recalibrated_gap / np.sqrt(1 - 1 / batches) + GAP_FLOOR
     if not output.gap <= limit:  # a gap that is not a number is one
         evidence = (
             f"For the same {output.samples} samples the outputs in training and in evaluation mode differ by "

@@ -172,7 +172,8 @@ def replace(model: Any, to: Any, *, layers: Collection[str] | None = None, **set
     layers : collection of str, or None
         Names of the layers to replace; None: all.
     **settings
-        For the new layers, such as ``groups=8``.
+        For the new layers, such as ``groups=8``. Without it ``"group"`` makes 32 groups, or as many fewer as it takes
+        to have eight channels or more in each.
 
     Returns
     -------

@@ -35,12 +35,14 @@ def _grouped(bn: Any, groups: int) -> Any:
     return L.GroupNormalization(groups, **_common(bn))
 
 
-def _group(bn: Any, *, groups: int = 32) -> Any:
-    if groups < 1:
+def _group(bn: Any, *, groups: int | None = None) -> Any:
+    if groups is not None and groups < 1:
         raise ValueError(f"expected groups >= 1, got {groups}")
     channels = int(bn.moving_mean.shape[0])
-    # Wu and He's 32 where it divides the channels; else the largest number below that does.
-    fitting = next(number for number in range(min(groups, channels), 0, -1) if channels % number == 0)
+    # Wu and He's 32, but of eight channels or more: where a channel has one value, as after a dense layer, a group of
+    # one channel is one value, of which beta is all that is left.
+    most = min(32, max(channels // 8, 1)) if groups is None else min(groups, channels)
+    fitting = next(number for number in range(most, 0, -1) if channels % number == 0)
     return _grouped(bn, fitting)
 
 

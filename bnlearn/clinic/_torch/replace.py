@@ -21,11 +21,13 @@ __all__ = ["NORMALISERS", "replace"]
 Made = Callable[..., nn.Module]
 
 
-def _group(bn: _BatchNorm, *, groups: int = 32) -> nn.Module:
-    if groups < 1:
+def _group(bn: _BatchNorm, *, groups: int | None = None) -> nn.Module:
+    if groups is not None and groups < 1:
         raise ValueError(f"expected groups >= 1, got {groups}")
-    # Wu and He's 32 where it divides the channels; else the largest number below that does.
-    fitting = next(number for number in range(min(groups, bn.num_features), 0, -1) if bn.num_features % number == 0)
+    # Wu and He's 32, but of eight channels or more: where a channel has one value, as after a linear layer, a group of
+    # one channel is one value, of which beta is all that is left.
+    most = min(32, max(bn.num_features // 8, 1)) if groups is None else min(groups, bn.num_features)
+    fitting = next(number for number in range(most, 0, -1) if bn.num_features % number == 0)
     return nn.GroupNorm(fitting, bn.num_features, eps=bn.eps, affine=bn.affine)
 
 

@@ -33,7 +33,13 @@ def wide():
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float64")
     try:
-        layers = [keras.Input((5, 6)), L.Conv1D(4, 3), L.BatchNormalization(name="a"), L.Dropout(0.5), L.ReLU()]
+        layers = [
+            keras.Input((5, 6), dtype="float64"),
+            L.Conv1D(4, 3),
+            L.BatchNormalization(name="a"),
+            L.Dropout(0.5),
+            L.ReLU(),
+        ]
         return keras.Sequential([*layers, L.Conv1D(3, 2), L.BatchNormalization(name="b", axis=-1), L.Flatten()])
     finally:
         keras.config.set_dtype_policy(before)
@@ -83,15 +89,15 @@ def test_undo_gives_the_bits_back_and_nothing_else_moves(model, portrait):
     assert portrait(model) == before
 
 
-def test_one_pass_normalises_each_batch_by_itself(model, portrait):
+def test_one_pass_normalises_each_batch_by_itself(model):
     batches = data()
     done = recalibrate(model, (x for x in batches), one_pass=True)
     x = np.concatenate(batches)
     mean, var = statistics(bn(model, "a"))
     np.testing.assert_allclose(mean, at(model, "a", x).mean(axis=(0, 1)), rtol=1e-9)
-    exact, _ = (lambda: (recalibrate(model, batches), None))()
-    assert exact.layers == done.layers
-    assert np.abs(statistics(bn(model, "b"))[0] - mean.mean()).max() > 0
+    quick = statistics(bn(model, "b"))[0]
+    assert recalibrate(model, batches).layers == done.layers == ("a", "b")
+    assert 1e-3 < np.abs(statistics(bn(model, "b"))[0] - quick).max() < 1
 
 
 def test_only_those_that_are_named(model):
@@ -179,11 +185,6 @@ def test_renormalisation_has_all_its_statistics_set():
         np.testing.assert_allclose(variable, value, rtol=1e-5)
 
 
-def raising(error):
-    yield data()[0]
-    raise error
-
-
 class Raises:
     def __init__(self, error, at):
         self.error, self.at, self.reading = error, at, 0
@@ -202,7 +203,7 @@ NAN = [*data(), np.full((2, 5, 6), np.nan)]
 @pytest.mark.parametrize(
     ("batches", "error", "words"),
     [
-        (Raises(KeyboardInterrupt, 3), KeyboardInterrupt, ""),
+        (Raises(KeyboardInterrupt, 3), KeyboardInterrupt, None),
         (Raises(OSError("disk"), 2), OSError, "disk"),
         (NAN, ValueError, "finite values at 'a'.*nothing was changed"),
         ([np.full((2, 5, 6), np.nan)], ValueError, "finite values at 'a'"),
@@ -260,7 +261,9 @@ def test_each_reading_has_the_same_random_state(model):
 def test_other_sources_of_data(model):
     batches = data()
     first = recalibrate(model, batches) and statistics(bn(model, "b"))
-    recalibrate(model, tf.data.Dataset.from_generator(lambda: batches, output_signature=tf.TensorSpec((None, 5, 6), tf.float64)))
+    recalibrate(
+        model, tf.data.Dataset.from_generator(lambda: batches, output_signature=tf.TensorSpec((None, 5, 6), tf.float64))
+    )
     np.testing.assert_array_equal(statistics(bn(model, "b")), first)
 
 

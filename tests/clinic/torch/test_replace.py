@@ -115,10 +115,19 @@ def test_as_many_groups_as_fit(channels, groups, made):
     assert model[0].num_groups == made
 
 
-def test_the_default_number_of_groups():
-    model = nn.Sequential(nn.BatchNorm2d(96))
+@pytest.mark.parametrize(("channels", "made"), [(512, 32), (256, 32), (96, 12), (20, 2), (13, 1), (4, 1)])
+def test_the_default_number_of_groups(channels, made):
+    model = nn.Sequential(nn.BatchNorm2d(channels))
     replace(model, "group")
-    assert model[0].num_groups == 32
+    assert model[0].num_groups == made
+
+
+def test_no_group_is_a_single_value_after_a_linear_layer():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.BatchNorm1d(32))
+    replace(model, "group")
+    y = model(torch.randn(5, 6))
+    assert (y.std(0) > 0.1).all()
 
 
 def test_undo_puts_the_very_layers_back():

@@ -9,6 +9,7 @@ from torch import nn
 
 from ._case import Case, Entry, register
 from ._torch import ResNet, conv1d, convnet, cut, digits, features, images, mlp, seeded, standing, train, waves
+from .torch_healthy_nets import transformers_model
 
 ENTRIES: list[Entry] = []
 defect = register(ENTRIES, "torch", seeded)
@@ -107,6 +108,14 @@ def momentum_from_keras(seed: int) -> Case:
 def momentum_of_an_old_keras_paper(seed: int) -> Case:
     data = cut(*features())
     return Case(standing(train(mlp(16, 32, 32, 4, momentum=0.9), data), seed), None, "4")
+
+
+@defect("BN104", needs="transformers")
+def momentum_of_a_published_mobilenet(seed: int) -> Case:
+    """As the library has it: TensorFlow's 0.997, in PyTorch."""
+    case = transformers_model("MobileNetV1", seed, momentum=0.997, depth_multiplier=0.25, image_size=32)
+    case.layer = "mobilenet_v1.conv_stem.normalization"
+    return case
 
 
 @defect("BN105")
