@@ -176,7 +176,7 @@ report = bnlearn.audit(model, [torch.randn(32, 8) for _ in range(4)])
         ),
         seen=(
             "Mean and variance over all the data, in training mode, against the running ones. In a quarter of the live "
-            "channels the mean is off by 0.3 standard deviations or the variance by a factor of 1.6, and by more than "
+            "channels the mean is off by 0.3 standard deviations or the variance by a factor of two, and by more than "
             "four standard errors of what a sample and a moving average can give."
         ),
         misses=(
@@ -252,10 +252,10 @@ report = bnlearn.audit(model, list(x.split(32)))
             "mode, and training goes on with the other one."
         ),
         seen=(
-            "On one batch: the variance that arrives at inference over the one in training, below 0.6 in the median "
+            "On one batch: the variance that arrives at inference over the one in training, below 0.75 in the median "
             "channel."
         ),
-        misses="Dropout of a third or less, dropout that many layers lie behind, and batches of a few samples.",
+        misses="Dropout of a quarter or less, dropout that many layers lie behind, and batches of a few samples.",
         cure=(
             "Dropout after the last BatchNorm of the network, as most published networks have it; or less of it; or a "
             "dropout of whole samples' paths (stochastic depth)."

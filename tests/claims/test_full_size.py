@@ -66,6 +66,17 @@ def compared(seeds):
     return full_size.keras_comparison(epochs=2, seeds=seeds, batch_size=100, source=datasets.load_digits)
 
 
+@pytest.fixture
+def own_determinism():
+    """TensorFlow's switch is of the whole process: the tests that follow find it as it was."""
+    config = pytest.importorskip("tensorflow.python.framework.config")
+    before = config.is_op_determinism_enabled()
+    yield
+    if not before:
+        config.disable_op_determinism()
+
+
+@pytest.mark.usefixtures("own_determinism")
 def test_keras_gives_every_curve_of_the_tutorials_models(monkeypatch):
     keras = pytest.importorskip("keras")
     models, real = [], keras.Sequential

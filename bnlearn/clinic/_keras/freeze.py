@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, cast
 
 import keras
+from keras.src.saving.object_registration import GLOBAL_CUSTOM_NAMES
 
 from bnlearn.clinic._keras.layers import require_built, selected
 from bnlearn.clinic._repair import Repair
@@ -40,7 +41,10 @@ def _frozen(kind: Any, affine: bool) -> type[Any]:
     space |= {"call": call, "_bnlearn_held": kind}
     if affine:
         space["trainable"] = property(lambda self: False, lambda self, value: None)
-    return type(kind.__name__, (kind,), space)
+    frozen = type(kind.__name__, (kind,), space)
+    if kind in GLOBAL_CUSTOM_NAMES:
+        GLOBAL_CUSTOM_NAMES[frozen] = GLOBAL_CUSTOM_NAMES[kind]
+    return frozen
 
 
 def freeze(model: Any, affine: bool = True, *, layers: Collection[str] | None = None) -> Repair:

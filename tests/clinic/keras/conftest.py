@@ -45,7 +45,7 @@ def take(model):
         "layers": [_layer(layer) for layer in model._flatten_layers()],
         "optimizer": None if optimizer is None else [(id(v), _bytes(v)) for v in optimizer.variables],
         "steps": [getattr(model, f"{step}_function", None) for step in ("train", "test", "predict")],
-        "numpy": str(np.random.get_state()),
+        "numpy": str(np.random.get_state()),  # noqa: NPY002
         "random": random.getstate(),
         "keras": None if generator is None else (id(generator), _bytes(generator.state)),
         "tensorflow": None if rng is None else rng.getstate(),

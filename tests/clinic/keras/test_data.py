@@ -86,7 +86,7 @@ def test_what_is_no_data(data, error, words):
 def test_what_can_be_read_once_is_told():
     repeatable([X])
     repeatable(Sequence())
-    with pytest.raises(ValueError, match="once per layer, got a generator.*one_pass=True"):
+    with pytest.raises(ValueError, match=r"once per layer, got a generator.*one_pass=True"):
         repeatable(x for x in [X])
 
 
@@ -108,5 +108,5 @@ def test_a_mask(mask):
 def test_no_mask_and_a_bad_one():
     assert mask_of(None, X) is None
     assert mask_of("real", {"real": tf.constant([True])}).tolist() == [True]
-    with pytest.raises(TypeError, match="mask of booleans.*float64"):
+    with pytest.raises(TypeError, match=r"mask of booleans.*float64"):
         mask_of(lambda batch: batch, X)

@@ -87,13 +87,12 @@ def test_what_arrives(plain):
     assert (found.single, found.notes, found.masked) == ((), (), False)
 
 
-def test_each_batch_is_run_once_and_one_of_them_three_times(plain):
+def test_each_batch_is_run_once_and_one_of_them_three_times_more():
     runs = []
     model = functional(lambda x: L.BatchNormalization()(L.Lambda(lambda y: runs.append(tuple(y.shape)) or y)(x)))
     runs.clear()
     facts(model, (x for x in data(sizes=(1, 4, 3))))
-    assert runs == [(1, 6), (4, 6), (3, 6), (4, 6), (4, 6)][:1] + runs[1:]
-    assert sorted(runs) == [(1, 6), (3, 6), (4, 6), (4, 6), (4, 6)]
+    assert sorted(runs) == [(1, 6), (3, 6), *[(4, 6)] * 4]
 
 
 def test_batches_with_one_value_per_channel_are_left_out(plain):
@@ -331,7 +330,7 @@ def test_time_distributed_and_recurrent_layers_are_heard():
             return y, [y]
 
     seen = facts(functional(lambda x: L.RNN(Cell())(x), (5, 6)), data((5, 6), sizes=(4,))).layers[0].seen
-    assert (seen.calls, seen.n) == (5, 20)
+    assert (seen.calls, seen.n) == (6, 24)  # Keras runs the first step once more, to see what comes out
 
 
 class Traced(L.Layer):
@@ -369,7 +368,7 @@ def test_outputs_that_cannot_be_compared():
     ones = {(): ("float32", np.array([[0.0], [1.0]]))}
     assert gap(ones, {(): ("float32", np.array([[np.inf], [1.0]]))}) == np.inf
     assert gap(ones, {(): ("float32", np.array([[1.0], [0.0]]))}) == 2
-    assert gap(ones, {(): ("float32", np.zeros((3, 1)))}) == 0
+    assert gap(ones, {(): ("float32", np.zeros((3, 1)))}) is None
 
 
 def test_no_batch_norm(plain):
@@ -447,8 +446,7 @@ def test_trainable_changed_after_training_had_begun():
 def test_several_replicas_and_synchronised_layers():
     model = functional(lambda x: L.BatchNormalization(name="bn", synchronized=True)(x))
     assert layer(facts(model)).kind == "BatchNormalization (synchronized)"
-    model._distribute_strategy = None
-    object.__setattr__(model, "distribute_strategy", type("Strategy", (), {"num_replicas_in_sync": 4})())
+    model._distribute_strategy = type("Strategy", (), {"num_replicas_in_sync": 4})()
     assert facts(model).distributed
 
 
@@ -468,7 +466,7 @@ class Trap:
 
     def __iter__(self):
         yield data()[0]
-        random.random(), np.random.rand(), keras.random.normal((1,)), tf.random.normal((1,))
+        random.random(), np.random.rand(), keras.random.normal((1,)), tf.random.normal((1,))  # noqa: NPY002
         if self.error is not None:
             raise self.error
         yield data()[1]
@@ -554,13 +552,14 @@ def test_whatever_happens_all_is_as_before(zoo, portrait, name, event):
         "stops inside": Trap(None),
     }[event]
     before = portrait(model)
-    Interrupted.armed = event == "stops inside"
+    Interrupted.armed, stopped = event == "stops inside", False
     try:
         facts(model, given)
-    except (RuntimeError, KeyboardInterrupt, ValueError) as error:
-        assert event in ("empty", "raises", "interrupts", "stops inside"), error
+    except (RuntimeError, KeyboardInterrupt, ValueError):
+        stopped = True
     finally:
         Interrupted.armed = False
+    assert stopped == (event in ("empty", "raises", "interrupts") or (event, name) == ("stops inside", "interrupted"))
     assert portrait(model) == before
 
 
@@ -576,7 +575,7 @@ def test_a_patch_of_somebody_else_stays(plain, portrait):
     try:
         facts(plain, data())
         assert bn.call is patch
-        assert len(calls) == 6
+        assert len(calls) == 7
     finally:
         object.__delattr__(bn, "call")
 

@@ -247,7 +247,7 @@ class Sub(keras.Model):
 def test_a_model_with_a_call_of_its_own_is_refused():
     model = Sub()
     model(np.ones((2, 3)))
-    with pytest.raises(TypeError, match="functional or Sequential model, got Sub.* cannot be folded"):
+    with pytest.raises(TypeError, match=r"functional or Sequential model, got Sub.* cannot be folded"):
         fold(model, np.ones((2, 3)))
 
 
@@ -281,7 +281,7 @@ def test_outputs_that_cannot_be_compared(make, words):
 def test_a_folding_that_changes_the_function_is_refused(scramble, monkeypatch):
     monkeypatch.setattr(fold_module, "_fold_pair", lambda *_: None)
     model = scramble(functional(lambda x: L.BatchNormalization(name="bn")(L.Dense(4, name="d")(x))))
-    with pytest.raises(RuntimeError, match="to 0.0001, relative, got .*bn into d; the given model is"):
+    with pytest.raises(RuntimeError, match=r"to 0\.0001, relative, got .*bn into d; the given model is"):
         fold(model, example((6,)))
 
 

@@ -93,7 +93,7 @@ def test_one_pass_normalises_each_batch_by_itself(model):
     batches = data()
     done = recalibrate(model, (x for x in batches), one_pass=True)
     x = np.concatenate(batches)
-    mean, var = statistics(bn(model, "a"))
+    mean, _ = statistics(bn(model, "a"))
     np.testing.assert_allclose(mean, at(model, "a", x).mean(axis=(0, 1)), rtol=1e-9)
     quick = statistics(bn(model, "b"))[0]
     assert recalibrate(model, batches).layers == done.layers == ("a", "b")

@@ -133,6 +133,7 @@ class Block(L.Layer):
         return self.bn(x, training=training)
 
 
+@pytest.mark.filterwarnings("ignore:Layer 'flatten")
 def test_which_are_left(scramble):
     tokens = keras.Input((4,), dtype="int32")
     x = L.BatchNormalization(name="masked")(L.Embedding(9, 3, mask_zero=True)(tokens))

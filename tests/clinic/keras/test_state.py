@@ -51,7 +51,7 @@ def losses(model):
 
 
 def draw(model):
-    random.random(), np.random.rand(), keras.random.normal((2,)), tf.random.normal((2,))
+    random.random(), np.random.rand(), keras.random.normal((2,)), tf.random.normal((2,))  # noqa: NPY002
     tf.random.get_global_generator().normal((2,))
     model(np.ones((2, 4)), training=True)
 
