@@ -37,8 +37,13 @@ HALF = ("float16", "bfloat16")
 
 
 def _tracking(layer: LayerFacts) -> bool:
-    """Whether training moves the layer's running statistics."""
+    """Whether the layer trains by batches, and has running statistics for evaluation."""
     return learns(layer) and layer.running_mean is not None
+
+
+def _moving(layer: LayerFacts) -> bool:
+    """Whether training moves the layer's running statistics."""
+    return _tracking(layer) and layer.updates and layer.momentum != 0
 
 
 def bn101(facts: Facts) -> Iterator[Finding]:
@@ -72,12 +77,20 @@ def bn102(facts: Facts) -> Iterator[Finding]:
 
 
 def bn103(facts: Facts) -> Iterator[Finding]:
-    """A momentum with which nothing moves."""
+    """Statistics that training does not move."""
     keras = facts.framework == "keras"
     for layer in facts.layers:
-        if _tracking(layer) and layer.momentum == 0:
+        if not _tracking(layer) or _moving(layer):
+            continue
+        if layer.updates:
             evidence = f"momentum={1 if keras else 0} gives the new batch a share of 0: the statistics never move."
-            yield say("BN103", layer.name, evidence, f"Set momentum={'0.99' if keras else '0.1'}.")
+            fix = f"Set momentum={'0.99' if keras else '0.1'}."
+        else:
+            evidence = "track_running_stats=False was set later: the statistics that evaluation uses never move."
+            fix = "Set track_running_stats=True."
+        if layer.affine_trainable is False:
+            fix = "Freeze all of it: bnlearn.freeze(model)."
+        yield say("BN103", layer.name, evidence, fix)
 
 
 def bn104(facts: Facts) -> Iterator[Finding]:
@@ -147,7 +160,7 @@ def bn201(facts: Facts) -> Iterator[Finding]:
     tuned = any(layer.affine_trainable for layer in facts.layers)
     for layer in facts.layers:
         moves = layer.training_now or (not facts.training_now and tuned)
-        if _tracking(layer) and layer.affine_trainable is False and moves:
+        if _moving(layer) and layer.affine_trainable is False and moves:
             evidence = "gamma and beta take no gradient, yet each pass in training moves the running statistics."
             yield say("BN201", layer.name, evidence, "Freeze all of it: bnlearn.freeze(model).")
 
@@ -216,7 +229,7 @@ def bn403(facts: Facts) -> Iterator[Finding]:
     """Gamma and beta that the optimizer does not know of, while the statistics move."""
     for layer in facts.layers:
         entry = (facts.optimizer or {}).get(layer.name)
-        if entry is not None and not entry.holds and layer.affine_trainable and _tracking(layer):
+        if entry is not None and not entry.holds and layer.affine_trainable and _moving(layer):
             evidence = "gamma and beta take gradients but are not in the optimizer, while the running statistics move."
             yield say("BN403", layer.name, evidence, "Give them to the optimizer, or freeze: bnlearn.freeze(model).")
 

@@ -194,9 +194,10 @@ def bn309(facts: Facts) -> Iterator[Finding]:
     if any(layer.frozen_by_hand or (fresh(layer) and awaits_training(facts, layer)) for layer in facts.layers):
         return
     batches = max((layer.seen.batches for layer in facts.layers if layer.seen is not None), default=0)
-    if batches < 2:
+    if batches < GAP_BATCHES:
         return
-    limit = GAP_RATIO * output.recalibrated_gap / np.sqrt(1 - 1 / batches) + GAP_FLOOR
+    left = output.recalibrated_gap / np.sqrt(1 - 1 / batches)  # for the statistics hold this very batch as well
+    limit = GAP_RATIO * left + GAP_FLOOR
     if not output.gap <= limit:  # a gap that is not a number is one
         evidence = (
             f"For the same {output.samples} samples the outputs in training and in evaluation mode differ by "

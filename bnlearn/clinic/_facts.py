@@ -94,6 +94,9 @@ class LayerFacts:
         Whether it uses batch statistics once the model is set to training, and running ones once to evaluation.
     frozen_by_hand : bool
         It stands in evaluation mode in a model that trains, and the next ``train()`` undoes that.
+    updates : bool
+        PyTorch: ``track_running_stats``. False in a layer that has running statistics: it was switched off later, which
+        leaves them as they were then, and evaluation goes on using them.
     held : bool
         Frozen by :func:`bnlearn.freeze`.
     axis_problem : str or None
@@ -123,6 +126,7 @@ class LayerFacts:
     trains: bool
     evaluates: bool
     frozen_by_hand: bool = False
+    updates: bool = True
     held: bool = False
     axis_problem: str | None = None
     overruled: bool = False

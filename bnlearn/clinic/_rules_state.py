@@ -84,14 +84,15 @@ report = bnlearn.audit(target)
     ),
     Rule(
         code="BN103",
-        title="The momentum never moves the statistics",
+        title="The running statistics never move",
         severity="warning",
         what=(
             "The new batch has a share of zero in the running statistics: `momentum=0` in PyTorch, `momentum=1` in "
-            "Keras."
+            "Keras. Or, in PyTorch, `track_running_stats` was set to `False` after the layer was made: it keeps the "
+            "statistics of that moment."
         ),
         why="The layer trains with the batch's statistics, and is evaluated with those that it started with.",
-        seen="The momentum is read, in layers that keep statistics and train.",
+        seen="The momentum and `track_running_stats` are read, in layers that have statistics and train.",
         misses="A momentum so small that the statistics hardly move; with data, BN306 finds what comes of it.",
         cure=(
             "To freeze a layer, freeze it: `bnlearn.freeze(model, layers=[...])`. For a plain average over all "
@@ -105,6 +106,7 @@ model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.BatchNorm1d(16, mom
 
 report = bnlearn.audit(model)
 """,
+        threads=(("track_running_stats switched later", "pytorch/pytorch/issues/20967"),),
     ),
     Rule(
         code="BN104",

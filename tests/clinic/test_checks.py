@@ -117,7 +117,17 @@ def test_bn103(facts, layer):
     assert (finding.evidence[:10], finding.fix) == ("momentum=1", "Set momentum=0.99.")
     for harmless in (layer(momentum=1e-4), layer(momentum=None), layer(momentum=0.0, trains=False)):
         assert told(facts(harmless), "BN103") == []
-    assert told(facts(layer(momentum=0.0, running_mean=None, running_var=None)), "BN103") == []
+    for off in ({"momentum": 0.0}, {"updates": False}):
+        assert told(facts(layer(**off, running_mean=None, running_var=None)), "BN103") == []
+        (finding,) = told(facts(layer(**off, affine_trainable=False)), "BN103")
+        assert finding.fix == "Freeze all of it: bnlearn.freeze(model)."
+
+
+def test_bn103_switched_off_later(facts, layer):
+    (finding,) = told(facts(layer(updates=False)), "BN103")
+    assert finding.evidence.startswith("track_running_stats=False was set later")
+    assert finding.fix == "Set track_running_stats=True."
+    assert told(facts(layer(updates=False, trains=False)), "BN103") == []
 
 
 @pytest.mark.parametrize(
@@ -203,6 +213,8 @@ def test_bn201(facts, layer):
     assert told(facts(used), "BN201") == []  # set to evaluation by hand: BN202
     for sound in ({"trains": False}, {"running_mean": None, "running_var": None}, {"affine_trainable": None}):
         assert told(facts(replace(half, **sound)), "BN201") == []
+    for still in ({"momentum": 0.0}, {"updates": False}):  # BN103
+        assert told(facts(replace(half, **still)), "BN201") == []
 
 
 def test_bn202_batch_statistics_in_evaluation(facts, layer):
@@ -406,6 +418,16 @@ def test_bn309(facts, layer, fresh, gap, recalibrated, found):
     assert told(facts(layer(frozen_by_hand=True), output=output), "BN309") == []
 
 
+def test_bn309_allows_for_few_batches(facts, layer, seen):
+    def flagged(gap, batches):
+        output = OutputFacts(gap=gap, recalibrated_gap=0.2, samples=32)
+        return told(facts(layer(seen=seen(batches=batches)), layer(name="aux", seen=None), output=output), "BN309")
+
+    assert flagged(9.0, batches=1) == []  # the statistics of one batch are those of training
+    assert flagged(0.65, batches=2) == []
+    assert len(flagged(0.68, batches=2)) == 1
+
+
 def test_bn309_needs_outputs(facts):
     assert list(CHECKS["BN309"](facts(output=None))) == []
 
@@ -468,6 +490,9 @@ def test_bn402(facts, layer):
 def test_bn403(facts, layer):
     optimizer = {"bn": OptimizerFacts(holds=False, decay=0.0)}
     assert layers(facts(optimizer=optimizer), "BN403") == [("bn", "warning")]
-    for sound in ({"affine_trainable": False}, {"trains": False}, {"running_mean": None, "running_var": None}):
+    still = ({"momentum": 0.0}, {"updates": False})  # BN103
+    for sound in (
+        {"affine_trainable": False}, {"trains": False}, {"running_mean": None, "running_var": None}, *still
+    ):  # fmt: skip
         assert told(facts(layer(**sound), optimizer=optimizer), "BN403") == []
     assert told(facts(optimizer={"bn": OptimizerFacts(holds=True, decay=0.0)}), "BN403") == told(facts(), "BN403") == []

@@ -200,7 +200,7 @@ class _Watch:
         return self._ratios(self.kept)
 
     def _ratios(self, batch: _Kept) -> dict[str, Vector]:
-        """What is random in training is off; the layers use the batch's own statistics, so that nothing else differs."""
+        """Only what is random in training is off: the layers use the batch's own statistics."""
         observers = {name: Observer() for name in self.norms}
         learning = {name: layer for name, layer in self.norms.items() if self._learns(name)}
         self._samples = batch.samples

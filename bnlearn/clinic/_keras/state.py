@@ -115,6 +115,7 @@ def untouched(model: Any) -> Iterator[None]:
 def _nothing_built(model: Any) -> Iterator[None]:
     """Refuse to build what is not built yet."""
     unbuilt = {name: layer for name, layer in named_layers(model).items() if not layer.built}
+    paths = {id(layer): layer._parent_path for layer in unbuilt.values()}
 
     def refuse(name: str) -> Callable[..., None]:
         def build(*_: Any) -> None:
@@ -132,3 +133,4 @@ def _nothing_built(model: Any) -> Iterator[None]:
     finally:
         for layer in unbuilt.values():
             vars(layer).pop("_maybe_build", None)
+            layer._parent_path = paths[id(layer)]

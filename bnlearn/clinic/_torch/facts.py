@@ -135,6 +135,7 @@ def _static(layer: _BatchNorm) -> dict[str, Any]:
         "gamma": _vector(layer.weight),
         "beta": _vector(layer.bias),
         "affine_trainable": any(parameter.requires_grad for parameter in parameters) if parameters else None,
+        "updates": bool(layer.track_running_stats),
         "held": isinstance(layer, Frozen),
     }
 

@@ -235,6 +235,18 @@ def test_no_norm_at_all():
     agree(model, folded, example((6,)), 0)
 
 
+def test_a_layer_in_two_graphs_stays_one_and_flags_stay(scramble):
+    dense = L.Dense(6, name="d")
+    inner = keras.Sequential([keras.Input((6,)), dense, L.BatchNormalization(name="bn")], name="inner")
+    model = scramble(functional(lambda x: L.Dense(2, name="last")(inner(dense(x)))))
+    model.get_layer("last").bias.trainable = False
+    folded = fold(model, example((6,)))
+    assert folded.folding.left == {"inner/bn": "d is called 2 times"}
+    assert folded.get_layer("d") is folded.get_layer("inner").layers[0]
+    assert not folded.get_layer("last").bias.trainable
+    assert folded.get_layer("last").kernel.trainable
+
+
 class Sub(keras.Model):
     def __init__(self):
         super().__init__()

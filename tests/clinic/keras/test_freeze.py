@@ -118,6 +118,7 @@ def test_names_that_are_wrong(model, layers, words):
 @pytest.mark.filterwarnings("ignore:__array__ implementation")  # Keras's own, while it saves
 def test_a_saved_model_holds_plain_layers(model, tmp_path):
     freeze(model)
+    model.optimizer.build(model.trainable_variables)
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     for found in (loaded, copy.deepcopy(model)):

@@ -91,7 +91,9 @@ def test_a_layer_is_read(portrait):
         np.testing.assert_array_equal(value, tensor.detach().numpy())
         assert not np.shares_memory(value, tensor.detach().numpy())
     assert (first.affine_trainable, first.training_now, first.trains, first.evaluates) == (True, True, True, True)
-    assert (first.frozen_by_hand, first.held, first.seen) == (False, False, None)
+    assert (first.frozen_by_hand, first.updates, first.held, first.seen) == (False, True, False, None)
+    model[1].track_running_stats = False
+    assert [layer.updates for layer in facts(model).layers] == [False, True]
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm])
