@@ -10,9 +10,6 @@ import pytest
 keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
-if keras.backend.backend() != "tensorflow":
-    pytest.skip("Keras runs on another backend", allow_module_level=True)
-
 
 def _bytes(variable):
     value = variable.numpy()
