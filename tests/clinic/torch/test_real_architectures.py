@@ -18,7 +18,7 @@ class Family:
     """A class of ``transformers``, what makes it small, and what the clinic has to say.
 
     ``left`` is what feeds the layers that cannot be folded, with their number; ``swapped`` the number of layers whose
-    momentum is in TensorFlow's convention.
+    momentum is in TensorFlow's convention; ``dropout`` tells of dropout before batch norm, of which the audit may warn.
     """
 
     kind: str
@@ -26,7 +26,8 @@ class Family:
     norms: int
     left: dict[str, int] = field(default_factory=dict)
     swapped: int = 0
-    sizes: tuple[int, ...] = (8, 8, 6)
+    dropout: bool = False
+    sizes: tuple[int, ...] = (16, 16, 14)
 
 
 FAMILIES = {
@@ -55,9 +56,11 @@ FAMILIES = {
         {"width_coefficient": 0.25, "depth_coefficient": 0.5, "hidden_dim": 320},
         31,
         swapped=22,
-        sizes=(16, 16, 16),
+        dropout=True,
     ),
-    "ALIGN": Family("AlignVisionModel", {"width_coefficient": 0.25, "depth_coefficient": 0.5}, 30, swapped=21),
+    "ALIGN": Family(
+        "AlignVisionModel", {"width_coefficient": 0.25, "depth_coefficient": 0.5}, 30, swapped=21, dropout=True
+    ),
     "LeViT": Family(
         "LevitForImageClassification",
         {
@@ -76,7 +79,7 @@ FAMILIES = {
         "MobileViTForImageClassification",
         {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32], "num_attention_heads": 2},
         32,
-        sizes=(16, 16, 16),
+        dropout=True,
     ),
     "MobileViT V2": Family(
         "MobileViTV2ForImageClassification",
@@ -120,7 +123,7 @@ FAMILIES = {
         {"stem_out_channels": 8, "hidden_sizes": [8, 8, 16, 24, 32]},
         51,
         {"relu": 11},
-        sizes=(16, 16, 16),
+        dropout=True,
     ),
     "RT-DETR": Family(
         "RTDetrResNetBackbone", {"embedding_size": 8, "hidden_sizes": [16, 32, 32, 32], "depths": [1, 1, 1, 1]}, 19
@@ -186,6 +189,8 @@ def test_audit(name: str, portrait: Any) -> None:
     assert portrait(model) == before
     assert len(report.layers) == FAMILIES[name].norms
     found = Counter(finding.code for finding in report.findings if finding.severity != "info")
+    if FAMILIES[name].dropout:
+        del found["BN308"]
     assert found == Counter({"BN104": FAMILIES[name].swapped})
 
 

@@ -232,7 +232,9 @@ def sorted_with_a_small_buffer(seed: int) -> Case:
 @defect("BN307")
 def one_recording_in_each_batch(seed: int) -> Case:
     x, y = waves()
-    data = [(part + np.float32(level), label) for level, (part, label) in zip((0, 2, -1, 3, 1, -2), cut(x, y), strict=True)]
+    data = [
+        (part + np.float32(level), label) for level, (part, label) in zip((0, 2, -1, 3, 1, -2), cut(x, y), strict=True)
+    ]
     return Case(train(conv1d(), data), data, "bn1")
 
 

@@ -112,8 +112,8 @@ def momentum_of_an_old_keras_paper(seed: int) -> Case:
 
 @defect("BN104", needs="transformers")
 def momentum_of_a_published_mobilenet(seed: int) -> Case:
-    """As the library has it: TensorFlow's 0.997, in PyTorch."""
-    case = transformers_model("MobileNetV1", seed, momentum=0.997, depth_multiplier=0.25, image_size=32)
+    """As transformers 5 has it: TensorFlow's number in PyTorch's argument."""
+    case = transformers_model("MobileNetV1", seed, as_published=True, depth_multiplier=0.25, image_size=32)
     case.layer = "mobilenet_v1.conv_stem.normalization"
     return case
 

@@ -201,11 +201,11 @@ def moving_average_of_parameters(seed: int) -> Case:
 
 @defect("BN306")
 def weights_averaged_without_update_bn(seed: int) -> Case:
-    data = cut(*features(), size=64)
-    model = mlp(16, 64, 64, 4)
-    average = torch.optim.swa_utils.AveragedModel(train(model, data, 1, lr=0.02))
-    for _ in range(3):
-        train(model, data, 4, lr=1.0)
+    data = cut(*digits())
+    model = convnet(width=16)
+    average = torch.optim.swa_utils.AveragedModel(train(model, data, 1, lr=0.01))
+    for _ in range(4):
+        train(model, data, 2, lr=0.3)
         average.update_parameters(model)
     return Case(average.eval(), data, "4")
 

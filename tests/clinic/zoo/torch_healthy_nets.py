@@ -280,7 +280,7 @@ def regression_on_raw_units(seed: int) -> Case:
     return _trained(model, data, seed, 5)
 
 
-def transformers_model(kind: str, seed: int, momentum: float | None = None, **settings: Any) -> Case:
+def transformers_model(kind: str, seed: int, as_published: bool = False, **settings: Any) -> Case:
     """Random weights, statistics of its data; ``settings`` make the configuration small."""
     import warnings
 
@@ -297,8 +297,8 @@ def transformers_model(kind: str, seed: int, momentum: float | None = None, **se
         for norm in norms:  # what a checkpoint would bring
             nn.init.uniform_(norm.weight, 0.5, 1.5)
             nn.init.normal_(norm.bias, 0, 0.2)
-            if norm.momentum == 0.997:  # MobileNet's, as it was in TensorFlow: a defect, and in the other zoo
-                norm.momentum = momentum or 1 - 0.997
+            if norm.momentum > 0.5 and not as_published:  # MobileNets', TensorFlow's numbers in PyTorch
+                norm.momentum = 1 - norm.momentum
         settle(model, (batch["pixel_values"] for batch in batches))
     return Case(standing(model, seed), batches)
 

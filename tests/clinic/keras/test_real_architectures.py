@@ -1,0 +1,112 @@
+"""The clinic on every family of ``keras.applications`` with batch norm, with random weights: nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bnlearn
+
+keras = pytest.importorskip("keras")
+
+
+@dataclass(frozen=True)
+class Family:
+    """The smallest member; ``left`` is what feeds the layers that cannot be folded, with their number."""
+
+    member: str
+    norms: int
+    left: dict[str, int] = field(default_factory=dict)
+    size: int = 32
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "DenseNet": Family("DenseNet121", 121, {"Concatenate": 58, "MaxPooling2D": 1, "AveragePooling2D": 3}),
+    "EfficientNetB": Family("EfficientNetB0", 49),
+    "EfficientNetV2": Family("EfficientNetV2B0", 59),
+    "InceptionResNet": Family("InceptionResNetV2", 204, size=75),
+    "InceptionV": Family("InceptionV3", 94, size=75),
+    "MobileNet": Family("MobileNet", 27, config={"alpha": 0.25}),
+    "MobileNetV2": Family("MobileNetV2", 52, config={"alpha": 0.35}),
+    "MobileNetV3": Family("MobileNetV3Small", 34),
+    "NASNet": Family("NASNetMobile", 192, {"Concatenate": 4}),
+    "ResNet": Family("ResNet50", 53),
+    "ResNetV2": Family("ResNet50V2", 49, {"MaxPooling2D": 1, "Add": 16}),
+    "Xception": Family("Xception", 40, size=71),
+}
+WITHOUT = ("ConvNeXt", "VGG")
+"""These have no batch norm."""
+
+
+@cache
+def model_of(name: str) -> tuple[Any, Any]:
+    """The model with random weights and statistics, and a batch. The tests leave it as it was: so they share it."""
+    family = FAMILIES[name]
+    keras.utils.set_random_seed(0)
+    shape = (family.size, family.size, 3)
+    model = getattr(keras.applications, family.member)(weights=None, input_shape=shape, classes=4, **family.config)
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        # With gains of one, fifty random layers are chaos: one rounding of the input moves the output by over 1e-4.
+        if variable.name == "gamma":
+            variable.assign(rng.uniform(0.3, 0.6, variable.shape))
+        elif variable.name == "beta":
+            variable.assign(rng.normal(size=variable.shape))
+    batch = rng.normal(size=(20, *shape)).astype("float32")
+    bnlearn.recalibrate(model, [batch], one_pass=True, progress=False)
+    return model, batch
+
+
+each = pytest.mark.parametrize("name", FAMILIES)
+
+
+def test_every_family_is_here() -> None:
+    members = [name for name in vars(keras.applications) if name[0].isupper()]
+    assert {family.member for family in FAMILIES.values()} <= set(members)
+    assert [name for name in members if not name.startswith((*FAMILIES, *WITHOUT))] == []
+
+
+@each
+def test_audit(name: str, portrait: Any) -> None:
+    model, batch = model_of(name)
+    before = portrait(model)
+    report = bnlearn.audit(model, [batch])
+    assert portrait(model) == before
+    assert len(report.layers) == FAMILIES[name].norms
+    assert [finding for finding in report.findings if finding.severity != "info"] == []
+
+
+@each
+def test_fold(name: str, portrait: Any) -> None:
+    model, batch = model_of(name)
+    before = portrait(model)
+    folded = bnlearn.fold(model, batch)
+    assert portrait(model) == before
+    family, folding = FAMILIES[name], folded.folding
+    assert folding.error < 1e-4
+    assert len(folding.folded) == family.norms - sum(family.left.values())
+    assert Counter(why.partition("(")[2].partition(")")[0] for why in folding.left.values()) == Counter(family.left)
+    other = batch[:3, ::-1]
+    old, new = (np.asarray(net(other, training=False)) for net in (model, folded))
+    assert abs(old - new).max() <= 1e-4 * abs(old).max()
+
+
+@each
+def test_freeze(name: str, portrait: Any) -> None:
+    model, batch = model_of(name)
+    before = portrait(model)
+    with bnlearn.freeze(model) as frozen:
+        assert len(frozen.layers) == FAMILIES[name].norms
+        assert not frozen.left
+        assert not any(path.split("/")[-1] in ("gamma", "beta") for path in (v.path for v in model.trainable_variables))
+        statistics = [np.asarray(v) for v in model.non_trainable_variables if v.name.startswith("moving")]
+        model(batch[:2], training=True)
+        after = [v for v in model.non_trainable_variables if v.name.startswith("moving")]
+        assert all(np.array_equal(old, new) for old, new in zip(statistics, after, strict=True))
+    assert portrait(model)["layers"] == before["layers"]
