@@ -286,18 +286,19 @@ def told(spread: Spread) -> str:
     return f"{spread['median']:.2f} ({spread['lower_quartile']:.2f} to {spread['upper_quartile']:.2f})"
 
 
+def line(name: str, row: dict[str, Any]) -> str:
+    said = f"  {name:<32}" + "".join(f" {key} {row[key]:<8.1g}" for key in ("mean", "variance", "outputs"))
+    if "time, in forward passes" in row:
+        said += f" {told(row['time, in forward passes'])} forward passes"
+    if row.get("frozen layers rewritten"):
+        said += f"; {row['frozen layers rewritten']} frozen layers rewritten"
+    return said
+
+
 def show(recalibrated: dict[str, dict[str, Any]], folded: dict[str, dict[str, Any]]) -> None:
     for case, found in recalibrated.items():
         print(f"{case}; {found['layers']} layers; noise of the times {told(found['noise'])}")
-        for name, row in found.items():
-            if name not in ("layers", "noise"):
-                passes = row.get("time, in forward passes")
-                rewritten = row.get("frozen layers rewritten")
-                print(
-                    f"  {name:<32} mean {row['mean']:<8.1g} variance {row['variance']:<8.1g} outputs {row['outputs']:<8.1g}"
-                    + (f" {told(passes)} forward passes" if passes else "")
-                    + (f" {rewritten} frozen layers rewritten" if rewritten else "")
-                )
+        print("\n".join(line(name, row) for name, row in found.items() if name not in ("layers", "noise")))
     print("unfolded / folded")
     for case, found in folded.items():
         print(f"  {case:<32} {told(found['unfolded / folded'])}; noise {told(found['noise'])}")

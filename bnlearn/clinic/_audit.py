@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bnlearn.clinic._checks import CHECKS
-from bnlearn.clinic._checks_data import GAP_BATCHES, MIN_BATCHES
+from bnlearn.clinic._checks_data import GAP_BATCHES, MIN_BATCHES, RATIO_BATCHES
 from bnlearn.clinic._dispatch import part
 from bnlearn.clinic._facts import Facts
 from bnlearn.clinic._findings import Finding, Report
@@ -21,8 +21,8 @@ def audit(
 ) -> Report:
     r"""Look a model over for what goes wrong with batch normalisation.
 
-    Nothing is changed: modes, statistics, gradients, hooks and random state are as before, whatever happens. Each batch
-    is run once; only one is kept, and run three times more.
+    Nothing is changed: modes, statistics, gradients, hooks and random state are as before, whatever happens. No batch
+    is run more than three times, all but two are run once, and only one is kept.
 
     Parameters
     ----------
@@ -96,7 +96,8 @@ def examine(facts: Facts) -> Report:
 
 def _skipped(facts: Facts) -> Iterator[tuple[str, str]]:
     """The rules that cannot be checked, each with the reason."""
-    batches = max((layer.seen.batches for layer in facts.layers if layer.seen is not None), default=0)
+    seen = [layer.seen for layer in facts.layers if layer.seen is not None]
+    batches = max((one.batches for one in seen), default=0)
     for code, rule in RULES.items():
         if rule.needs in ("data", "mask") and not facts.data_run:
             yield code, "no data was given"
@@ -106,6 +107,10 @@ def _skipped(facts: Facts) -> Iterator[tuple[str, str]]:
             yield code, "no optimizer was given"
         elif code == "BN307" and batches < MIN_BATCHES:
             yield code, f"it takes {MIN_BATCHES} batches, and the data has {batches}"
+        elif code == "BN308" and batches < RATIO_BATCHES:
+            yield code, f"it takes {RATIO_BATCHES} batches, and the data has {batches}"
+        elif code == "BN308" and all(one.evaluation_ratio is None for one in seen):
+            yield code, "no second batch of two samples or more could be compared"
         elif code == "BN309" and batches < GAP_BATCHES:
             yield code, f"it takes {GAP_BATCHES} batches, and the data has {batches}"
         elif code == "BN309" and facts.output is None:

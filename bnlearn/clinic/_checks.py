@@ -192,16 +192,27 @@ def bn203(facts: Facts) -> Iterator[Finding]:
             yield say("BN203", layer.name, evidence, fix, "warning" if few else None)
 
 
+def bn204(facts: Facts) -> Iterator[Finding]:
+    """Keras: told in the graph not to train, which training overrules."""
+    for layer in facts.layers:
+        if layer.overruled:
+            evidence = "The graph calls it with training=False, but it is trainable, and fit() passes training=True."
+            fix = "Freeze it: bnlearn.freeze(model, layers=[...]), or trainable=False, and compile the model again."
+            yield say("BN204", layer.name, evidence, fix)
+
+
 def bn301(facts: Facts) -> Iterator[Finding]:
     """A layer that uses the batch's statistics in evaluation too."""
     for layer in facts.layers:
         if not layer.evaluates and not unused(facts, layer):
-            why = (
-                "it keeps no running statistics" if layer.running_mean is None else "eval() leaves it in training mode"
-            )
+            if facts.framework == "keras":
+                why, fix = "it is called with training=True", "Hand on the training argument that the model's call gets"
+            else:
+                fix = "Let it track running statistics"
+                untracked = layer.running_mean is None
+                why = "it keeps no running statistics" if untracked else "eval() leaves it in training mode"
             evidence = f"In evaluation it uses the statistics of the batch: {why}."
-            fix = "Let it track running statistics, or normalise without the batch: bnlearn.replace(model, ...)."
-            yield say("BN301", layer.name, evidence, fix)
+            yield say("BN301", layer.name, evidence, f"{fix}, or normalise without the batch: bnlearn.replace(model, ...).")
 
 
 def bn401(facts: Facts) -> Iterator[Finding]:
@@ -229,9 +240,21 @@ def bn403(facts: Facts) -> Iterator[Finding]:
     """Gamma and beta that the optimizer does not know of, while the statistics move."""
     for layer in facts.layers:
         entry = (facts.optimizer or {}).get(layer.name)
-        if entry is not None and not entry.holds and layer.affine_trainable and _moving(layer):
+        if entry is not None and not entry.holds and layer.affine_trainable and _moving(layer) and not layer.stale:
             evidence = "gamma and beta take gradients but are not in the optimizer, while the running statistics move."
             yield say("BN403", layer.name, evidence, "Give them to the optimizer, or freeze: bnlearn.freeze(model).")
+
+
+def bn404(facts: Facts) -> Iterator[Finding]:
+    """Keras: trainable was changed, and what trains the model was compiled before."""
+    for layer in facts.layers:
+        if layer.stale:
+            now, still = ("trainable", "stands still") if layer.affine_trainable else ("frozen", "still moves")
+            evidence = (
+                f"The layer is {now} now, but fit() goes on with the step that it compiled before trainable was "
+                f"changed: what was switched {still}."
+            )
+            yield say("BN404", layer.name, evidence, "Compile the model again: model.compile(...).")
 
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
@@ -247,6 +270,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "BN201": bn201,
         "BN202": bn202,
         "BN203": bn203,
+        "BN204": bn204,
         "BN301": bn301,
         "BN302": data.bn302,
         "BN303": data.bn303,
@@ -262,6 +286,7 @@ CHECKS: Mapping[str, Check] = MappingProxyType(
         "BN401": bn401,
         "BN402": bn402,
         "BN403": bn403,
+        "BN404": bn404,
     }
 )
 """The check of each rule."""

@@ -31,6 +31,9 @@ APART_VARIANCE = 2.0
 GAP_BATCHES = 2
 """BN309: the statistics of a single batch are those that training uses, and recalibration leaves no gap at all."""
 
+RATIO_BATCHES = 2
+"""BN308: the first batch is run three times for BN309 already, and no batch is run more often."""
+
 MIN_BATCHES = 4
 """BN307: with fewer, the variance of the batches' means has no more than two degrees of freedom."""
 

@@ -38,8 +38,8 @@ class SeenFacts:
     batches, samples : int
         How many batches, and samples in all.
     evaluation_ratio : array, shape (C,), or None
-        On one and the same batch, and with its statistics: the variance that arrives at inference (dropout off) over the
-        one that arrives in training.
+        On one and the same batch, and with its statistics: the variance that arrives at inference (dropout off) over
+        the one that arrives in training. The batch is the second of two samples or more; None where there is none.
     real_mean, real_var : array, shape (C,), or None
         With a mask whose shape fits: the statistics over the real positions only.
     bias_from : str or None

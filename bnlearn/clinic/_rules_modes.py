@@ -1,4 +1,4 @@
-"""The rules on modes and on set-up: BN201 to BN203, and BN401 to BN403."""
+"""The rules on modes and on set-up: BN201 to BN204, and BN401 to BN404."""
 
 from __future__ import annotations
 
@@ -105,6 +105,43 @@ torch.distributed.destroy_process_group()
 """,
         threads=(("gradient accumulation is not a larger batch", "open-mmlab/mmcv/issues/1869"),),
     ),
+    Rule(
+        code="BN204",
+        title="`training=False` in the graph is overruled by fit",
+        severity="warning",
+        what="A Keras graph calls the layer, or a model that it is in, with `training=False`; and yet it will train.",
+        why=(
+            "`base(x, training=False)` was the way to keep a pretrained network's statistics while its weights are "
+            "tuned. In Keras 3 the `training=True` that `fit` passes goes to every layer of a functional model, "
+            "whatever its graph says. The statistics move, and batches normalise; only `trainable=False` prevents that."
+        ),
+        seen=(
+            "The arguments that the graph holds, for layers that are trainable; with data, also whether "
+            "`training=True` arrives."
+        ),
+        misses=(
+            "`training=False` in the `call` of a model of your own: it works there. A loop of your own that never "
+            "passes `training=True` is not known without data; there, ignore the finding."
+        ),
+        cure=(
+            "`bnlearn.freeze(model, layers=[...])`; or `trainable = False` for the BatchNorm layers, and then "
+            "`compile` again."
+        ),
+        example="""\
+import bnlearn
+import keras
+
+base = keras.Sequential(
+    [keras.Input((8,)), keras.layers.Dense(16), keras.layers.BatchNormalization(), keras.layers.ReLU()]
+)
+inputs = keras.Input((8,))
+outputs = keras.layers.Dense(2)(base(inputs, training=False))  # "its statistics stay"
+model = keras.Model(inputs, outputs)
+
+report = bnlearn.audit(model)
+""",
+        threads=(("what the guide to fine-tuning said", "keras-team/keras/issues/20285"),),
+    ),
 )
 
 SETUP = (
@@ -191,5 +228,39 @@ optimizer = torch.optim.SGD(model[3].parameters(), lr=0.1)  # "only the head is 
 
 report = bnlearn.audit(model, optimizer=optimizer)
 """,
+    ),
+    Rule(
+        code="BN404",
+        title="`trainable` was changed after compile",
+        severity="warning",
+        what="The layer's `trainable` was changed after Keras had compiled the step that trains the model.",
+        why=(
+            "`fit` goes on with the step that it compiled first. A layer that was frozen since then still learns, and "
+            "its statistics still move; one that was unfrozen stands still. `summary` shows what was set, not what is "
+            "done. A batch of another shape may compile the step anew, and then raise."
+        ),
+        seen="The variables that the compiled model's optimizer was built for, against those that are trainable now.",
+        misses=(
+            "Layers without gamma and beta, and models around this one. Two models may share layers on purpose, as in "
+            "a GAN whose discriminator was compiled before it is set to `trainable=False`: there, ignore the finding."
+        ),
+        cure="`model.compile(...)` again, after every change of `trainable`.",
+        example="""\
+import bnlearn
+import keras
+import numpy as np
+
+model = keras.Sequential([keras.Input((8,)), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+model.compile("sgd", "mse")
+x = np.random.default_rng(0).normal(size=(64, 8))
+model.fit(x, x[:, :1], verbose=0)
+model.layers[0].trainable = False  # "frozen from here on"
+
+report = bnlearn.audit(model)
+""",
+        threads=(
+            ("compile again after any change", "keras-team/keras/issues/6405"),
+            ("a warning that Keras was to give", "keras-team/keras/pull/22413"),
+        ),
     ),
 )

@@ -17,10 +17,17 @@ USE = (
             "but beta, and one sample leaks into the result of another. An exported model may behave differently "
             "again."
         ),
-        seen="`eval()` is called (and undone), and what the layer would use is read off: mode and running statistics.",
-        misses="Other layers that mix samples, and models whose `forward` changes modes itself.",
+        seen=(
+            "PyTorch: `eval()` is called (and undone), and what the layer would use is read off: mode and running "
+            "statistics. Keras: whether a call with `training=True` arrives while your data is run in inference."
+        ),
+        misses=(
+            "Other layers that mix samples, and PyTorch models whose `forward` changes modes itself. Keras models "
+            "without data."
+        ),
         cure=(
-            "Keep running statistics (`track_running_stats=True`; then `bnlearn.recalibrate`). If the batch must "
+            "Keep running statistics (`track_running_stats=True`; then `bnlearn.recalibrate`). In Keras, hand the "
+            "`training` that `call` gets on to the layer, in the place of True. If the batch must "
             "matter, as in test-time adaptation, say so where the model is used. Else `bnlearn.replace(model, "
             '"group")`.'
         ),
@@ -252,10 +259,13 @@ report = bnlearn.audit(model, list(x.split(32)))
             "mode, and training goes on with the other one."
         ),
         seen=(
-            "On one batch: the variance that arrives at inference over the one in training, below 0.75 in the median "
-            "channel."
+            "On the second batch of two samples or more: the variance that arrives at inference over the one in "
+            "training, below 0.75 in the median channel. The layers use that batch's statistics both times."
         ),
-        misses="Dropout of a quarter or less, dropout that many layers lie behind, and batches of a few samples.",
+        misses=(
+            "A single batch: two are needed. Dropout of a quarter or less, dropout that many layers lie behind, and "
+            "batches of a few samples."
+        ),
         cure=(
             "Dropout after the last BatchNorm of the network, as most published networks have it; or less of it; or a "
             "dropout of whole samples' paths (stochastic depth)."

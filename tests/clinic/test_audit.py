@@ -63,6 +63,12 @@ def test_every_reason_not_to_check(facts, layer, seen):
         **dict.fromkeys(OPTIMIZER, "no optimizer was given"),
     }
     assert report.findings == ()
+    once = layer(seen=seen(batches=1, evaluation_ratio=None))
+    assert examine(facts(once, data_run=True)).skipped["BN308"] == "it takes 2 batches, and the data has 1"
+    twice = layer(name="twice", seen=seen(batches=2, evaluation_ratio=None))
+    reason = "no second batch of two samples or more could be compared"
+    assert examine(facts(twice, data_run=True)).skipped["BN308"] == reason
+    assert "BN308" not in examine(facts(twice, layer(), data_run=True)).skipped
     whole = replace(
         facts(short, layer(name="other")),
         data_run=True,
@@ -79,7 +85,7 @@ def test_a_model_without_batch_norm(facts):
     report = examine(bare)
     assert report.notes == ("a note", "The model has no batch-norm layer.")
     assert report.skipped["BN307"] == "it takes 4 batches, and the data has 0"
-    assert report.skipped["BN309"] == "it takes 2 batches, and the data has 0"
+    assert report.skipped["BN308"] == report.skipped["BN309"] == "it takes 2 batches, and the data has 0"
     assert report.findings == report.layers == ()
 
 

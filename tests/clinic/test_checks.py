@@ -243,12 +243,23 @@ def test_bn203(facts, layer, seen):
         assert told(sound, "BN203") == []
 
 
+def test_bn204(facts, layer):
+    assert layers(facts(layer(), layer(name="base/bn", overruled=True), framework="keras"), "BN204") == [
+        ("base/bn", "warning")
+    ]
+
+
 def test_bn301(facts, layer):
     off = layer(evaluates=False, running_mean=None, running_var=None)
     (finding,) = told(facts(off), "BN301")
     assert "it keeps no running statistics" in finding.evidence
     (finding,) = told(facts(layer(evaluates=False)), "BN301")
     assert "eval() leaves it in training mode" in finding.evidence
+    assert "track running statistics, or" in finding.fix
+    (finding,) = told(facts(layer(evaluates=False), framework="keras"), "BN301")
+    assert "the statistics of the batch: it is called with training=True." in finding.evidence
+    assert "eval()" not in finding.evidence + finding.fix
+    assert "Hand on the training argument" in finding.fix
     assert told(facts(replace(off, seen=None)), "BN301") == []  # BN302
 
 
@@ -496,3 +507,15 @@ def test_bn403(facts, layer):
     ):  # fmt: skip
         assert told(facts(layer(**sound), optimizer=optimizer), "BN403") == []
     assert told(facts(optimizer={"bn": OptimizerFacts(holds=True, decay=0.0)}), "BN403") == told(facts(), "BN403") == []
+    stale = layer(stale=True)  # BN404
+    assert told(facts(stale, optimizer=optimizer), "BN403") == []
+
+
+def test_bn404(facts, layer):
+    (finding,) = told(facts(layer(), layer(stale=True), framework="keras"), "BN404")
+    assert finding.severity == "warning"
+    assert "is trainable now" in finding.evidence
+    assert finding.evidence.endswith("what was switched stands still.")
+    (finding,) = told(facts(layer(stale=True, affine_trainable=False, trains=False), framework="keras"), "BN404")
+    assert "is frozen now" in finding.evidence
+    assert finding.evidence.endswith("what was switched still moves.")

@@ -33,7 +33,7 @@ def each(rules=RULES):
 
 def test_the_codes_are_in_order():
     assert list(RULES) == sorted(RULES)
-    assert len(RULES) == 26
+    assert len(RULES) == 28
     assert all(code == rule.code and re.fullmatch(r"BN[1-4]\d\d", code) for code, rule in RULES.items())
 
 

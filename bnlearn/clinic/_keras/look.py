@@ -18,7 +18,7 @@ from bnlearn.clinic._keras.layers import every_layer, named_layers
 from bnlearn.clinic._keras.listen import Arrival, listening, patched, run_eagerly, symbolic, tell
 from bnlearn.clinic._keras.origins import Origins
 from bnlearn.clinic._keras.outputs import Outputs, floating, gap
-from bnlearn.clinic._keras.state import kept
+from bnlearn.clinic._keras.state import kept, same_randomness
 from bnlearn.clinic._observe import Observer, variance_ratio
 from bnlearn.functional import Moments
 
@@ -68,7 +68,10 @@ class Look:
 
 
 def look(model: Any, norms: Mapping[str, Any], data: Any, mask: Any) -> Look:
-    """Run each batch once in training mode, and one of them, of two samples or more, three times in evaluation.
+    """Run each batch once in training mode, and two of them in evaluation mode too.
+
+    No batch is run more than three times: the first of two samples or more once as the model stands and once with the
+    statistics of the data, the second once with its own statistics, all others only in training.
 
     Parameters
     ----------
@@ -82,9 +85,9 @@ def look(model: Any, norms: Mapping[str, Any], data: Any, mask: Any) -> Look:
     watch = _Watch(model, norms)
     for batch in batches(data):
         watch.train_on(batch, mask)
-    ratios = watch.compare()
+    watch.compare()
     for name, observer in watch.observers.items():
-        seen = observer.facts(evaluation_ratio=ratios.get(name))
+        seen = observer.facts(evaluation_ratio=(watch.ratios or {}).get(name))
         if seen is not None:
             watch.found.seen[name] = seen
     watch.found.masked = any(seen.real_mean is not None for seen in watch.found.seen.values())
@@ -93,12 +96,11 @@ def look(model: Any, norms: Mapping[str, Any], data: Any, mask: Any) -> Look:
 
 @dataclass
 class _Kept:
-    """The one batch that is run again, and what it gave in training."""
+    """The one batch that is kept and run again, and what it gave in training."""
 
     inputs: Any
     samples: int
     outputs: Outputs
-    moments: dict[str, Moments | None]
 
 
 class _Watch:
@@ -111,6 +113,7 @@ class _Watch:
         self.weights = list({id(v): v for layer in every_layer(model) for v in layer.weights}.values())
         self.makers = {n: layer for n, layer in named_layers(model).items() if isinstance(layer, Origins.KINDS)}
         self.kept: _Kept | None = None
+        self.ratios: dict[str, Vector] | None = None
         self._samples = 0
         self._mask: Any = None
         self._single: list[str] = []
@@ -129,8 +132,13 @@ class _Watch:
             return
         moments = {name: observer.commit() for name, observer in self.observers.items()}
         self.found.completed += 1
-        if self.kept is None and self._samples > 1 and all(np.isfinite(x).all() for _, x in outputs.values()):
-            self.kept = _Kept(inputs, self._samples, outputs, moments)
+        if self.ratios is not None or self._samples < 2 or not all(np.isfinite(x).all() for _, x in outputs.values()):
+            return
+        if self.kept is None:
+            self.kept = _Kept(inputs, self._samples, outputs)
+        else:
+            with same_randomness():
+                self.ratios = self._ratios(inputs, moments)
 
     def _pass(self, inputs: Any, training: bool, arrives: Callable[[Arrival], None]) -> Outputs:
         """The outputs; weights and statistics are as before."""
@@ -177,17 +185,11 @@ class _Watch:
             self.found.note(f"{arrival.name}: the model makes a mask, which does not reach it")
         return own
 
-    def compare(self) -> dict[str, Vector]:
-        """Run the kept batch in evaluation mode: as the model stands, with the statistics of the data, with its own.
-
-        Returns
-        -------
-        dict of str to array, shape (C,)
-            The variance that arrives at each layer in the last pass, over that in training.
-        """
+    def compare(self) -> None:
+        """Run the kept batch in evaluation mode: as the model stands, and with the statistics of the data."""
         if self.kept is None:
             self.found.note("no batch of two samples or more gave finite outputs: training and evaluation not compared")
-            return {}
+            return
         as_it_stands = self._pass(self.kept.inputs, False, self._at_inference)
         with kept(self.weights):
             self._pretend()
@@ -197,21 +199,22 @@ class _Watch:
             self.found.note("nothing in the outputs to compare training and evaluation by")
         else:
             self.found.output = OutputFacts(gaps[0], gaps[1], self.kept.samples)
-        return self._ratios(self.kept)
 
-    def _ratios(self, batch: _Kept) -> dict[str, Vector]:
-        """Only what is random in training is off: the layers use the batch's own statistics."""
+    def _ratios(self, inputs: Any, reference: Mapping[str, Moments | None]) -> dict[str, Vector]:
+        """The variance at inference over that in training, where all that differs is what is random in training.
+
+        The layers use the batch's own statistics in both passes, so that the draw of the batch makes no difference.
+        """
         observers = {name: Observer() for name in self.norms}
         learning = {name: layer for name, layer in self.norms.items() if self._learns(name)}
-        self._samples = batch.samples
 
         def arrives(arrival: Arrival) -> None:
             if not symbolic(arrival.x):
                 tell(observers[arrival.name], arrival, self._samples)
 
         with patched(learning, _in_training):
-            self._pass(batch.inputs, False, arrives)
-        pairs = {name: (observer.commit(), batch.moments[name]) for name, observer in observers.items()}
+            self._pass(inputs, False, arrives)
+        pairs = {name: (observer.commit(), reference[name]) for name, observer in observers.items()}
         return {name: variance_ratio(a.var, b.var) for name, (a, b) in pairs.items() if a is not None and b is not None}
 
     def _at_inference(self, arrival: Arrival) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-__all__ = ["Untouched", "generators", "random_states", "unbuilt", "untouched", "unwrap"]
+__all__ = ["Untouched", "generators", "random_states", "unbuilt", "unnoticed", "untouched", "unwrap"]
 
 Restore = Callable[[], None]
 
@@ -82,6 +82,21 @@ def untouched(model: nn.Module) -> Iterator[Untouched]:
         yield state
     finally:
         state.restore()
+
+
+@contextmanager
+def unnoticed(model: nn.Module) -> Iterator[None]:
+    """Within it run ``model`` as you like: the values of its buffers and the random states are as before afterwards.
+
+    Modes are not looked after, and nothing else that :func:`untouched` gives back in the end.
+    """
+    restores = [_Values(buffer).restore for buffer in model.buffers()]
+    restores += [*random_states(model), *generators(model.modules())]
+    try:
+        yield
+    finally:
+        for restore in restores:
+            restore()
 
 
 def unbuilt(model: nn.Module) -> list[str]:

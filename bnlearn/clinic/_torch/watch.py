@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from bnlearn.clinic._facts import OutputFacts, SeenFacts
+from bnlearn.clinic._facts import OutputFacts, SeenFacts, Vector
 from bnlearn.clinic._observe import Observer, double, to_numpy, variance_ratio
 from bnlearn.clinic._torch.data import copied, inputs, iterating, mask_of, no_batches, samples_in
-from bnlearn.clinic._torch.state import Untouched
+from bnlearn.clinic._torch.state import Untouched, unnoticed
 from bnlearn.functional import Moments
 
 __all__ = ["Run", "run", "uses_batch"]
@@ -77,7 +77,10 @@ def run(
     data: Any,
     mask: Any,
 ) -> Run:
-    """Run ``data`` once through the model in training mode, and one batch of it three times in evaluation mode.
+    """Run ``data`` once through the model in training mode, and two batches of it in evaluation mode too.
+
+    No batch is run more than three times: the first of two samples or more once as the model stands and once with the
+    statistics of the data, the second once with its own statistics, all others only in training.
 
     Parameters
     ----------
@@ -99,15 +102,13 @@ def run(
     ValueError
         If there is no batch.
     """
-    watch = _Watch(model, layers)
+    watch = _Watch(model, layers, trains)
     with _eager():
-        model.train()
-        for name in layers:
-            layers[name].train(trains[name])
+        watch.to_training()
         _train(watch, data, mask)
         found = {name: observer for name, observer in watch.observers.items() if observer.seen}
-        output, ratios, notes = _evaluate(watch, {name: found[name] for name in found if trains[name]}, state)
-    order = sorted(found, key=watch.order.index)
+        output, notes = _evaluate(watch, {name: found[name] for name in found if trains[name]}, state)
+    order, ratios = sorted(found, key=watch.order.index), watch.ratios or {}
     seen = {name: found[name].facts(evaluation_ratio=ratios.get(name)) for name in order}
     return Run(
         seen={name: facts for name, facts in seen.items() if facts is not None},
@@ -128,7 +129,7 @@ def _eager() -> AbstractContextManager[Any]:
 def _train(watch: _Watch, data: Any, mask: Any) -> None:
     number = 0
     before = {name: _running_mean(layer) for name, layer in watch.layers.items()}
-    with iterating(data) as batches, watch.listening(watch.observers, sources=True):
+    with iterating(data) as batches, watch.listening():
         for batch in batches:
             number += 1
             watch.train_on(batch, mask)
@@ -147,42 +148,21 @@ def _running_mean(layer: _BatchNorm) -> torch.Tensor | None:
 
 def _evaluate(
     watch: _Watch, population: Mapping[str, Observer], state: Untouched
-) -> tuple[OutputFacts | None, dict[str, Any], list[str]]:
+) -> tuple[OutputFacts | None, list[str]]:
     kept = watch.kept
     if kept is None:
-        return None, {}, ["no batch of at least two samples gave finite outputs: training and evaluation not compared"]
+        return None, ["no batch of at least two samples gave finite outputs: training and evaluation not compared"]
     state.reset()
     watch.model.eval()
-    as_it_stands = watch.forward(kept)
+    as_it_stands = watch.forward(*copied((kept.args, kept.kwargs)))
     state.reset()
     watch.model.eval()
     _pretend(watch.layers, population)
-    recalibrated = watch.forward(kept)
-    state.reset()
-    ratios = _ratios(watch, kept, population)
+    recalibrated = watch.forward(*copied((kept.args, kept.kwargs)))
     gaps = [_gap(kept.outputs, outputs) for outputs in (as_it_stands, recalibrated)]
     if gaps[0] is None or gaps[1] is None:
-        return None, ratios, ["nothing in the outputs to compare training and evaluation by"]
-    return OutputFacts(gaps[0], gaps[1], kept.samples), ratios, []
-
-
-def _ratios(watch: _Watch, kept: _Kept, learning: Iterable[str]) -> dict[str, Any]:
-    """The variance at inference over that in training, where all that differs is what is random in training.
-
-    The layers use the batch's own statistics in both passes, so that the draw of the batch makes no difference.
-    """
-    watch.model.eval()
-    for name in learning:
-        watch.layers[name].train()
-    observers = {name: Observer() for name in watch.layers}
-    with watch.listening(observers):
-        watch.forward(kept)
-    ratios = {}
-    for name, observer in observers.items():
-        arrived, reference = observer.commit(), kept.moments.get(name)
-        if arrived is not None and reference is not None:
-            ratios[name] = variance_ratio(arrived.var, reference.var)
-    return ratios
+        return None, ["nothing in the outputs to compare training and evaluation by"]
+    return OutputFacts(gaps[0], gaps[1], kept.samples), []
 
 
 def _pretend(layers: Mapping[str, _BatchNorm], population: Mapping[str, Observer]) -> None:
@@ -197,39 +177,45 @@ def _pretend(layers: Mapping[str, _BatchNorm], population: Mapping[str, Observer
 
 @dataclass
 class _Kept:
-    """The one batch that is run again, and what it gave in training."""
+    """The one batch that is kept and run again, and what it gave in training."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     samples: int
     outputs: dict[tuple[Any, ...], torch.Tensor]
-    moments: dict[str, Moments | None]
 
 
 class _Watch:
     """The observers of a model's BN layers, and what the passes leave."""
 
-    def __init__(self, model: nn.Module, layers: Mapping[str, _BatchNorm]) -> None:
-        self.model, self.layers = model, layers
+    def __init__(self, model: nn.Module, layers: Mapping[str, _BatchNorm], trains: Mapping[str, bool]) -> None:
+        self.model, self.layers, self.trains = model, layers, trains
         self.observers = {name: Observer() for name in layers}
         self.order: list[str] = []
         self.single: dict[str, None] = {}
         self.left: dict[str, str] = {}
         self.kept: _Kept | None = None
+        self.ratios: dict[str, Vector] | None = None
         self.completed = 0
+        self._hearing = self.observers
         self._samples = 0
         self._mask: Mask | None = None
         # Which biased layer made a tensor: by identity, as long as the tensor lives and nothing is written into it.
         self._made: dict[int, tuple[weakref.ref[torch.Tensor], int, str]] = {}
 
+    def to_training(self) -> None:
+        """Set the model to training, but for the layers that are frozen."""
+        self.model.train()
+        for name, layer in self.layers.items():
+            layer.train(self.trains[name])
+
     def train_on(self, batch: Any, mask: Any) -> None:
         """One pass in training mode, which counts unless a layer cannot normalise its input."""
-        args, kwargs = inputs(batch, self.model)
-        self._samples, self._mask = samples_in(args, kwargs), mask_of(batch, mask)
+        given = inputs(batch, self.model)
+        self._samples, self._mask = samples_in(*given), mask_of(batch, mask)
         candidate = self.kept is None and self._samples > 1
-        kept = _Kept(args, kwargs, self._samples, {}, {})
         try:
-            outputs = self.forward(kept, again=candidate)
+            outputs = self.forward(*(copied(given) if candidate else given))
         except _SingleValueReached as reached:
             self.single[reached.name] = None
             for observer in self.observers.values():
@@ -237,48 +223,72 @@ class _Watch:
             return
         moments = {name: observer.commit() for name, observer in self.observers.items()}
         self.completed += 1
-        if candidate and all(bool(torch.isfinite(output).all()) for output in outputs.values()):
-            self.kept = _Kept(args, kwargs, self._samples, outputs, moments)
+        if self.ratios is not None or self._samples < 2 or not all(map(_is_finite, outputs.values())):
+            return
+        if candidate:
+            self.kept = _Kept(*given, self._samples, outputs)
+        else:
+            del given, outputs  # before the batch is run again
+            self.ratios = self._ratios(batch, moments)
 
-    def forward(self, kept: _Kept, *, again: bool = True) -> dict[tuple[Any, ...], torch.Tensor]:
-        """The floating-point outputs; the model gets a copy of the inputs if they are needed ``again``."""
-        args, kwargs = copied((kept.args, kept.kwargs)) if again else (kept.args, kept.kwargs)
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[tuple[Any, ...], torch.Tensor]:
+        """The floating-point outputs; the model may write into what it gets."""
         self._made.clear()
         with torch.no_grad():
             return dict(_tensors(self.model(*args, **kwargs)))
 
+    def _ratios(self, batch: Any, reference: Mapping[str, Moments | None]) -> dict[str, Vector]:
+        """The variance at inference over that in training, where all that differs is what is random in training.
+
+        The layers use the batch's own statistics in both passes, so that the draw of the batch makes no difference.
+        The passes in training go on afterwards as if nothing had been in between.
+        """
+        self._hearing = {name: Observer() for name in self.layers}
+        with unnoticed(self.model):
+            self.model.eval()
+            for name, layer in self.layers.items():
+                if self.trains[name] and self.observers[name].seen:
+                    layer.train()
+            try:
+                self.forward(*inputs(batch, self.model))
+            except _SingleValueReached:  # on a path that only evaluation takes
+                return {}
+            finally:
+                heard, self._hearing = self._hearing, self.observers
+                self.to_training()
+        pairs = {name: (observer.commit(), reference[name]) for name, observer in heard.items()}
+        return {name: variance_ratio(a.var, b.var) for name, (a, b) in pairs.items() if a is not None and b is not None}
+
     @contextmanager
-    def listening(self, observers: Mapping[str, Observer], *, sources: bool = False) -> Iterator[None]:
+    def listening(self) -> Iterator[None]:
         """Let the observers see what arrives, from hooks that are taken away at the end."""
         handles = [
-            layer.register_forward_pre_hook(self._hook(name, observers[name]), with_kwargs=True)
-            for name, layer in self.layers.items()
+            layer.register_forward_pre_hook(self._hook(name), with_kwargs=True) for name, layer in self.layers.items()
         ]
         try:
-            if sources:
-                handles += [
-                    module.register_forward_hook(self._remember(name))
-                    for name, module in self.model.named_modules()
-                    if isinstance(module, nn.Linear | _ConvNd) and module.bias is not None
-                ]
+            handles += [
+                module.register_forward_hook(self._remember(name))
+                for name, module in self.model.named_modules()
+                if isinstance(module, nn.Linear | _ConvNd) and module.bias is not None
+            ]
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, name: str, observer: Observer) -> Callable[..., None]:
+    def _hook(self, name: str) -> Callable[..., None]:
         def arrives(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             given = (*args, *kwargs.values())
             if not given or not isinstance(given[0], torch.Tensor) or given[0].dim() < 2:
                 return  # the layer itself will say what is wrong
             x = given[0]
-            if name not in self.order:
+            if self._hearing is self.observers and name not in self.order:
                 self.order.append(name)
             if any(value is not None for value in given[1:]):
                 self.left[name] = "it is called with more than its input"
             if x.numel() == x.shape[1] and uses_batch(layer):
                 raise _SingleValueReached(name)
-            observer.see(x, samples=self._samples, mask=self._mask, source=self._maker_of(x))
+            self._hearing[name].see(x, samples=self._samples, mask=self._mask, source=self._maker_of(x))
 
         return arrives
 
@@ -292,6 +302,10 @@ class _Watch:
     def _maker_of(self, x: torch.Tensor) -> str | None:
         reference, version, name = self._made.get(id(x), (None, 0, ""))
         return name if reference is not None and reference() is x and x._version == version else None
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _tensors(output: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:

@@ -13,6 +13,7 @@ keras = pytest.importorskip("keras")
 tf = pytest.importorskip("tensorflow")
 
 from bnlearn.clinic._keras import layers as layers_module  # noqa: E402
+from bnlearn.clinic._keras import look as look_module  # noqa: E402
 from bnlearn.clinic._keras.facts import facts  # noqa: E402
 from bnlearn.clinic._keras.freeze import freeze  # noqa: E402
 from bnlearn.clinic._keras.outputs import gap  # noqa: E402
@@ -87,12 +88,29 @@ def test_what_arrives(plain):
     assert (found.single, found.notes, found.masked) == ((), (), False)
 
 
-def test_each_batch_is_run_once_and_one_of_them_three_times_more():
+def test_no_batch_is_run_more_than_three_times_and_all_but_two_once():
     runs = []
     model = functional(lambda x: L.BatchNormalization()(L.Lambda(lambda y: runs.append(tuple(y.shape)) or y)(x)))
     runs.clear()
-    facts(model, (x for x in data(sizes=(1, 4, 3))))
-    assert sorted(runs) == [(1, 6), (3, 6), *[(4, 6)] * 4]
+    found = facts(model, (x for x in data(sizes=(1, 4, 1, 3, 5))))
+    assert [n for n, _ in runs] == [1, 4, 1, 3, 3, 5, 4, 4]
+    np.testing.assert_allclose(found.layers[0].seen.evaluation_ratio, 1, rtol=1e-5)
+    assert facts(model, data(sizes=(4,))).layers[0].seen.evaluation_ratio is None
+
+
+def test_training_goes_on_as_if_nothing_had_been_in_between(monkeypatch):
+    model = functional(lambda x: L.BatchNormalization(name="bn")(L.Lambda(lambda y: y + np.random.rand())(x)))  # noqa: NPY002
+    given = data()
+
+    def seen():
+        np.random.seed(0)  # noqa: NPY002
+        return facts(model, given).layers[0].seen
+
+    usual = seen()
+    monkeypatch.setattr(look_module._Watch, "_ratios", lambda *_: {})
+    without = seen()
+    assert (usual.evaluation_ratio is None, without.evaluation_ratio is None) == (False, True)
+    np.testing.assert_array_equal(usual.mean, without.mean)
 
 
 def test_batches_with_one_value_per_channel_are_left_out(plain):

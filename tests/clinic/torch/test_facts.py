@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import weakref
 from collections import namedtuple
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch.nn import functional as F  # noqa: E402, N812
 from torch.utils.data import DataLoader, TensorDataset  # noqa: E402
 
 import bnlearn.torch as own  # noqa: E402
+from bnlearn.clinic._torch import watch  # noqa: E402
 from bnlearn.clinic._torch.facts import facts  # noqa: E402
 from bnlearn.clinic._torch.freeze import freeze  # noqa: E402
 
@@ -260,8 +262,11 @@ def test_the_gap_is_that_of_the_first_batch():
 def test_dropout_is_on_in_training_and_off_in_evaluation():
     model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(3), nn.Linear(3, 2))
     torch.manual_seed(0)
-    (layer,) = facts(model, [torch.randn(500, 3) + 2]).layers
+    data = [torch.randn(500, 3) + 2, torch.randn(500, 3) + 2]
+    (layer,) = facts(model, data).layers
     assert (layer.seen.evaluation_ratio < 0.4).all()
+    (layer,) = facts(model, data[:1]).layers  # the second batch is the one for this
+    assert layer.seen.evaluation_ratio is None
 
 
 def test_frozen_layers_keep_their_statistics_in_all_passes():
@@ -438,7 +443,7 @@ class Beside(nn.Module):
 
 
 def test_layers_without_statistics_to_pretend_are_left_as_they_are():
-    found = facts(Beside(), [torch.randn(8, 2)])
+    found = facts(Beside(), [torch.randn(8, 2), torch.randn(8, 2)])
     bad, good = found.layers
     assert (bad.seen.finite, good.seen.finite) == (False, True)
     assert (bad.seen.evaluation_ratio is None, good.seen.evaluation_ratio is None) == (True, False)
@@ -488,7 +493,7 @@ def test_outputs_of_every_kind_are_compared(make):
 
 @pytest.mark.parametrize("make", [lambda y, training: y.mean(), lambda y, training: 0 * y, lambda y, training: "text"])
 def test_outputs_that_do_not_vary_are_not_compared(make):
-    found = facts(Returns(make), [torch.randn(20, 2)])
+    found = facts(Returns(make), [torch.randn(20, 2), torch.randn(20, 2)])
     assert found.output is None
     assert found.notes == ("nothing in the outputs to compare training and evaluation by",)
     assert found.layers[0].seen.evaluation_ratio is not None
@@ -512,21 +517,90 @@ def test_a_layer_that_is_asked_for_nonsense_says_so_itself():
 # -- What it costs -----------------------------------------------------------------------------------------------------
 
 
-def test_no_batch_is_run_more_than_three_times_and_all_but_one_once():
-    runs = []
+@pytest.fixture
+def passes():
+    """What the models below note of each pass; not on the model, which is put back."""
+    PASSES.clear()
+    return PASSES
 
-    class Counts(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.bn = nn.BatchNorm1d(2)
 
+PASSES: list = []
+
+
+class Counts(nn.Module):
+    """Notes its mode and the batch, by its first value, at each pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(2)
+
+    def forward(self, x):
+        PASSES.append((self.training, self.bn.training, x[0, 0].item()))
+        x *= 1.5  # what a model does to its input stays inside
+        return self.bn(x)
+
+
+def test_no_batch_is_run_more_than_three_times_and_all_but_two_once(passes):
+    facts(Counts(), (torch.full((4, 2), float(i)) for i in range(5)))
+    in_training = [(True, True, float(i)) for i in range(5)]
+    assert passes == [*in_training[:2], (False, True, 1.0), *in_training[2:], (False, False, 0.0), (False, False, 0.0)]
+
+
+def test_the_second_batch_that_can_be_compared_gives_the_ratio(passes):
+    nan, single = torch.full((4, 2), torch.nan), torch.full((1, 2), 9.0)
+    good = [torch.arange(8.0).reshape(4, 2) + i for i in range(3)]
+    found = facts(Counts(), [single, nan, good[0], nan, single, good[1], good[2]])
+    assert [x for training, _, x in passes if not training] == [1.0, 0.0, 0.0]
+    np.testing.assert_allclose(found.layers[0].seen.evaluation_ratio, 1)
+    assert found.output.samples == 4
+
+
+class Drifts(nn.Module):
+    """What it computes in training depends on all that the pass in between could change."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn, self.frozen, self.generator = nn.BatchNorm1d(2), nn.BatchNorm1d(2), torch.Generator()
+        self.dropout = nn.Dropout(0.5)
+        self.register_buffer("count", torch.zeros(()))
+        self.generator.manual_seed(1)
+
+    def forward(self, x):
+        self.count += 1
+        drawn = [torch.rand(()), torch.rand((), generator=self.generator), np.random.rand(), random.random()]  # noqa: NPY002
+        modes = [module.training for module in self.modules()]
+        if self.training:
+            PASSES.append([*map(float, drawn), *modes, self.count.item(), self.bn.running_mean.tolist()])
+        return self.frozen(self.dropout(self.bn(x)))
+
+
+def test_training_goes_on_as_if_nothing_had_been_in_between(monkeypatch, passes):
+    def run():
+        torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
+        passes.clear()
+        model = Drifts()
+        freeze(model, layers=["frozen"])
+        found = facts(model, (torch.randn(6, 2) for _ in range(5)))
+        return list(passes), found
+
+    usual, found = run()
+    assert found.layers[0].seen.evaluation_ratio is not None
+    monkeypatch.setattr(watch._Watch, "_ratios", lambda *_: {})
+    without, other = run()
+    assert usual == without
+    assert len(usual) == 5
+    assert other.layers[0].seen.evaluation_ratio is None
+    np.testing.assert_array_equal(found.layers[1].seen.mean, other.layers[1].seen.mean)
+    assert found.output == other.output
+
+
+def test_a_path_of_evaluation_alone_that_training_cannot_take():
+    class Averages(nn.Sequential):
         def forward(self, x):
-            runs.append((self.training, x[0, 0].item()))
-            return self.bn(x)
+            return super().forward(x if self.training else x.mean(dim=0, keepdim=True))
 
-    data = [torch.full((4, 2), float(i)) for i in range(5)]
-    facts(Counts(), (batch for batch in data))
-    assert runs == [(True, float(i)) for i in range(5)] + [(False, 0.0), (False, 0.0)]
+    found = facts(Averages(nn.BatchNorm1d(2)), [torch.randn(8, 2) for _ in range(4)])
+    assert (found.single, found.layers[0].seen.batches, found.layers[0].seen.evaluation_ratio) == ((), 4, None)
 
 
 def test_only_one_batch_is_kept():

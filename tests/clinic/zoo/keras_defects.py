@@ -326,3 +326,45 @@ def only_the_head_in_the_optimizer(seed: int) -> Case:
     model, optimizer = train(convnet(), data), keras.optimizers.Adam(1e-3)
     optimizer.build(model.layers[-1].trainable_variables)
     return Case(train(model, data, optimizer=optimizer), data, "bn1", optimizer)
+
+
+@defect("BN204")
+def base_told_not_to_train(seed: int) -> Case:
+    """The second stage of fine-tuning: the base is unfrozen, "but its BatchNorm stays in inference mode"."""
+    data = cut(*digits())
+    base = train(convnet(classes=16), data)
+    base.name, base.trainable = "base", True
+    inputs = keras.Input((8, 8, 1))
+    model = keras.Model(inputs, layers.Dense(10)(layers.ReLU()(base(inputs, training=False))))
+    return Case(train(model, data, lr=0.01), data, "base/bn2")
+
+
+@defect("BN204")
+def layer_told_not_to_train(seed: int) -> Case:
+    inputs = keras.Input((16,))
+    x = layers.ReLU()(bn(1)(layers.Dense(24, use_bias=False)(inputs), training=False))
+    return Case(train(keras.Model(inputs, layers.Dense(4)(x)), cut(*features())), None, "bn1")
+
+
+def _fitted(model: Any) -> Any:
+    x, y = features()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, verbose=0)
+    return model
+
+
+@defect("BN404")
+def frozen_after_compile(seed: int) -> Case:
+    model = _fitted(mlp(16, 24, 24, 4))
+    model.get_layer("bn1").trainable = False
+    return Case(model, None, "bn1")
+
+
+@defect("BN404")
+def unfrozen_after_compile(seed: int) -> Case:
+    """First the head, then all of it, and nobody compiled the model again."""
+    model = train(mlp(16, 24, 24, 4), cut(*features()))
+    for layer in model.layers[:-1]:
+        layer.trainable = False
+    _fitted(model).trainable = True
+    return Case(model, cut(*features()), "bn2")
