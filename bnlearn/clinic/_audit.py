@@ -107,6 +107,8 @@ def _skipped(facts: Facts) -> Iterator[tuple[str, str]]:
             yield code, "no optimizer was given"
         elif code == "BN307" and batches < MIN_BATCHES:
             yield code, f"it takes {MIN_BATCHES} batches, and the data has {batches}"
+        elif code == "BN307" and all(one.iid_ratio is None for one in seen):
+            yield code, "at no layer are the rows the samples of the batch"
         elif code == "BN308" and batches < RATIO_BATCHES:
             yield code, f"it takes {RATIO_BATCHES} batches, and the data has {batches}"
         elif code == "BN308" and all(one.evaluation_ratio is None for one in seen):

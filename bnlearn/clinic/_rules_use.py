@@ -191,7 +191,11 @@ report = bnlearn.audit(model, [torch.randn(32, 8) for _ in range(4)])
             "small samples: with 64 samples only gross errors count. Give a few hundred. Small errors in many layers: "
             "BN309 sees what they add up to."
         ),
-        cure="`bnlearn.recalibrate(model, data)`, with data as in training. No weight changes.",
+        cure=(
+            "`bnlearn.recalibrate(model, data)`, with data as in training. No weight changes. If you trained on another "
+            "mixture of classes (a rare one oversampled) than this data has, the finding is about the data: do not "
+            "recalibrate on it, for the statistics belong to the weights; audit with the batches that you train with."
+        ),
         example="""\
 import bnlearn
 import torch
@@ -229,9 +233,10 @@ report = bnlearn.audit(model, batches)
             "million. Four batches are needed."
         ),
         misses=(
-            "Batches that are balanced but not fair, and differences in layers behind another BatchNorm, which has "
-            "taken them away. A loader that you made for validation, unshuffled, is flagged: give the one you train "
-            "with."
+            "Batches that are balanced but not fair; one unfair batch among many, such as all rare cases in the last; "
+            "and differences in layers behind another BatchNorm, which has taken them away. Layers whose rows are not "
+            "the batch's samples, such as a detector's head for regions: give the head and its inputs. A loader that "
+            "you made for validation, unshuffled, is flagged: give the one you train with."
         ),
         cure="Shuffle (`shuffle=True`; `dataset.shuffle` with a buffer as large as the data, before `batch`).",
         example="""\

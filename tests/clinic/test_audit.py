@@ -69,6 +69,9 @@ def test_every_reason_not_to_check(facts, layer, seen):
     reason = "no second batch of two samples or more could be compared"
     assert examine(facts(twice, data_run=True)).skipped["BN308"] == reason
     assert "BN308" not in examine(facts(twice, layer(), data_run=True)).skipped
+    rows = layer(name="rows", seen=seen(iid_ratio=None))
+    assert examine(facts(rows, data_run=True)).skipped["BN307"] == "at no layer are the rows the samples of the batch"
+    assert "BN307" not in examine(facts(rows, layer(), data_run=True)).skipped
     whole = replace(
         facts(short, layer(name="other")),
         data_run=True,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from bnlearn.datasets import load_digits
 
 Batches = list[tuple[Tensor, Tensor]]
 
 CATCH_UP = 40
-"""Forward passes at the end of a training: 0.9 ** 40 of what was in the running statistics before is left, a hundredth."""
+"""Forward passes at the end of a training: 0.9 ** 40 of what was in the running statistics before is left, some 1 %."""
 
 
 def seeded(seed: int) -> None:
@@ -48,7 +49,7 @@ def images(n: int = 256, size: int = 12, classes: int = 4) -> tuple[Tensor, Tens
     """Smooth colour images in (0, 1), with a pattern for each class; (n, 3, size, size)."""
     y = torch.randint(classes, (n,))
     coarse = torch.randn(n, 3, 4, 4) + torch.randn(classes, 3, 4, 4)[y] + 0.7 * torch.randn(n, 1, 1, 1)
-    return F.interpolate(coarse, size=(size, size), mode="bilinear").sigmoid(), y
+    return functional.interpolate(coarse, size=(size, size), mode="bilinear").sigmoid(), y
 
 
 def waves(n: int = 256, channels: int = 4, length: int = 24, classes: int = 3) -> tuple[Tensor, Tensor]:
@@ -66,7 +67,7 @@ def cut(x: Tensor, y: Tensor, size: int = 32) -> Batches:
 
 def loss_of(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     out = model(x)
-    return F.cross_entropy(out, y) if out.dim() == 2 else out.square().mean()
+    return functional.cross_entropy(out, y) if out.dim() == 2 else out.square().mean()
 
 
 def train(
@@ -116,7 +117,7 @@ def standing(model: nn.Module, seed: int) -> nn.Module:
 def mlp(*widths: int, **settings: object) -> nn.Sequential:
     """Linear, BatchNorm1d, ReLU for each width but the last; BN layers are "1", "4", ..."""
     layers: list[nn.Module] = []
-    for before, after in zip(widths[:-2], widths[1:-1], strict=True):
+    for before, after in pairwise(widths[:-1]):
         layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after, **settings), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
 
@@ -147,7 +148,7 @@ class Block(nn.Module):
             nn.init.zeros_(self.bn2.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return functional.relu(x + self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x))))))
 
 
 class ResNet(nn.Module):
@@ -160,7 +161,7 @@ class ResNet(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(F.relu(self.stem(x))).mean((2, 3)))
+        return self.head(self.blocks(functional.relu(self.stem(x))).mean((2, 3)))
 
 
 def conv1d(channels: int = 4, width: int = 12, classes: int = 3, **settings: object) -> nn.Sequential:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from ._case import Case, Entry, register
 from ._torch import ResNet, conv1d, convnet, cut, digits, features, images, mlp, seeded, settle, standing, train, waves
@@ -92,13 +92,13 @@ class Paths(ResNet):
     """Stochastic depth: whole samples' residual paths are dropped, up to a fifth of them in the last block."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.stem(x))
+        x = functional.relu(self.stem(x))
         for i, block in enumerate(self.blocks, 1):
             kept = 1 - 0.2 * i / len(self.blocks)
-            inner = block.bn2(block.conv2(F.relu(block.bn1(block.conv1(x)))))
+            inner = block.bn2(block.conv2(functional.relu(block.bn1(block.conv1(x)))))
             if self.training:
                 inner = inner * (torch.rand(len(x), 1, 1, 1) < kept) / kept
-            x = F.relu(x + inner)
+            x = functional.relu(x + inner)
         return self.head(x.mean((2, 3)))
 
 
@@ -213,7 +213,7 @@ class Squeeze(nn.Module):
         self.head = nn.Linear(16, 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.conv(x)))
+        x = functional.relu(self.bn(self.conv(x)))
         gate = torch.sigmoid(self.weigh(x.mean((2, 3))))
         return self.head((x * gate[..., None, None]).mean((2, 3)))
 
