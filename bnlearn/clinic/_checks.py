@@ -206,13 +206,14 @@ def bn301(facts: Facts) -> Iterator[Finding]:
     for layer in facts.layers:
         if not layer.evaluates and not unused(facts, layer):
             if facts.framework == "keras":
-                why, fix = "it is called with training=True", "Hand on the training argument that the model's call gets"
+                why, fix = "it is called with training=True", "Hand on the training argument that call() gets"
             else:
                 fix = "Let it track running statistics"
                 untracked = layer.running_mean is None
                 why = "it keeps no running statistics" if untracked else "eval() leaves it in training mode"
             evidence = f"In evaluation it uses the statistics of the batch: {why}."
-            yield say("BN301", layer.name, evidence, f"{fix}, or normalise without the batch: bnlearn.replace(model, ...).")
+            fix += ", or normalise without the batch: bnlearn.replace(model, ...)."
+            yield say("BN301", layer.name, evidence, fix)
 
 
 def bn401(facts: Facts) -> Iterator[Finding]:

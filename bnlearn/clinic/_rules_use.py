@@ -192,9 +192,9 @@ report = bnlearn.audit(model, [torch.randn(32, 8) for _ in range(4)])
             "BN309 sees what they add up to."
         ),
         cure=(
-            "`bnlearn.recalibrate(model, data)`, with data as in training. No weight changes. If you trained on another "
-            "mixture of classes (a rare one oversampled) than this data has, the finding is about the data: do not "
-            "recalibrate on it, for the statistics belong to the weights; audit with the batches that you train with."
+            "`bnlearn.recalibrate(model, data)`, with data as in training. No weight changes. If you trained on "
+            "another mixture of classes than this data has (a rare one oversampled), do not recalibrate on it: the "
+            "statistics belong to the weights. Audit with the batches that you train with."
         ),
         example="""\
 import bnlearn

@@ -330,10 +330,10 @@ def only_the_head_in_the_optimizer(seed: int) -> Case:
 
 @defect("BN204")
 def base_told_not_to_train(seed: int) -> Case:
-    """The second stage of fine-tuning: the base is unfrozen, "but its BatchNorm stays in inference mode"."""
+    """Fine-tuning of the whole network, "but BatchNorm stays in inference mode"."""
     data = cut(*digits())
     base = train(convnet(classes=16), data)
-    base.name, base.trainable = "base", True
+    base.name = "base"
     inputs = keras.Input((8, 8, 1))
     model = keras.Model(inputs, layers.Dense(10)(layers.ReLU()(base(inputs, training=False))))
     return Case(train(model, data, lr=0.01), data, "base/bn2")
@@ -364,7 +364,10 @@ def frozen_after_compile(seed: int) -> Case:
 def unfrozen_after_compile(seed: int) -> Case:
     """First the head, then all of it, and nobody compiled the model again."""
     model = train(mlp(16, 24, 24, 4), cut(*features()))
-    for layer in model.layers[:-1]:
+    base = model.layers[:-1]
+    for layer in base:
         layer.trainable = False
-    _fitted(model).trainable = True
+    _fitted(model)
+    for layer in base:
+        layer.trainable = True
     return Case(model, cut(*features()), "bn2")
