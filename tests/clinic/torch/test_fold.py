@@ -256,9 +256,7 @@ def test_the_forms_of_an_example(form):
 
 def test_integers_and_nothing_are_no_outputs_to_compare():
     model = randomise(Net(lambda m, x: m.bn(m.a(x)).argmax(), a=conv(), bn=nn.BatchNorm2d(4))).eval()
-    with pytest.raises(
-        ValueError, match="got none that are floating-point"
-    ):
+    with pytest.raises(ValueError, match="got none that are floating-point"):
         fold(model, data(2, 4, 3, 3))
     with pytest.raises(ValueError, match="got NaN or infinite ones"):
         fold(randomise(nn.Sequential(conv(), nn.BatchNorm2d(4))).eval(), torch.full((2, 4, 3, 3), torch.nan))
