@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from bnlearn.clinic._rule import Rule
+from bnlearn.clinic._rules_data import DATA
 from bnlearn.clinic._rules_modes import MODES, SETUP
 from bnlearn.clinic._rules_state import STATE
 from bnlearn.clinic._rules_use import USE
 
 __all__ = ["RULES", "page"]
 
-RULES: Mapping[str, Rule] = MappingProxyType({rule.code: rule for rule in (*STATE, *MODES, *USE, *SETUP)})
+RULES: Mapping[str, Rule] = MappingProxyType({rule.code: rule for rule in (*STATE, *MODES, *USE, *DATA, *SETUP)})
 """All rules, by code."""
 
 _NEEDS = {

@@ -29,6 +29,14 @@ CHAPTERS = [
     "57_before_or_after",
     "58_what_gamma_and_beta_do",
     "61_limits",
+    "62_small_batches",
+    "63_training_and_inference",
+    "64_unfair_batches",
+    "65_transfer_and_freezing",
+    "66_padding",
+    "67_dropout_and_decay",
+    "68_explaining_and_attacking",
+    "69_leaks",
     "71_one_picture",
     "72_batch_free",
     "73_batch_aware",
@@ -37,6 +45,9 @@ CHAPTERS = [
     "76_sequences",
     "77_whitening",
     "78_norm_free",
+    "81_audit",
+    "82_half_precision",
+    "83_deployment",
 ]
 UNCOMPARED = {
     "61_limits": 1,  # prints times of this machine

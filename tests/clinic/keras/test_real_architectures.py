@@ -66,7 +66,7 @@ def model_of(name: str) -> tuple[Any, Any]:
         elif variable.name.endswith("kernel"):
             # Their own are so small that epsilon, 1e-3 in Keras, would drown what arrives at some layers.
             variable.assign(4 * variable)
-    batch = rng.uniform(0, 255, (20, *shape)).astype("float32")
+    batch = rng.normal(0, 100, (20, *shape)).astype("float32")  # some divide by 255 first
     bnlearn.recalibrate(model, [batch], one_pass=True, progress=False)
     return model, batch
 
