@@ -19,7 +19,8 @@ keras = pytest.importorskip("keras")
 class Family:
     """The smallest member; ``left`` is what feeds the layers that cannot be folded, with their number.
 
-    ``dropout`` tells of dropout before batch norm, of which the audit may warn.
+    ``dropout`` tells of dropout before batch norm, of which the audit may warn. ``gain`` is what the initial kernels are
+    multiplied by where epsilon, 1e-3 in Keras, would drown what arrives at some layers.
     """
 
     member: str
@@ -27,19 +28,20 @@ class Family:
     left: dict[str, int] = field(default_factory=dict)
     size: int = 32
     dropout: bool = False
+    gain: float = 1.0
     config: dict[str, Any] = field(default_factory=dict)
 
 
 FAMILIES = {
     "DenseNet": Family("DenseNet121", 121, {"Concatenate": 58, "MaxPooling2D": 1, "AveragePooling2D": 3}),
-    "EfficientNetB": Family("EfficientNetB0", 49, dropout=True),
-    "EfficientNetV2": Family("EfficientNetV2B0", 59, dropout=True),
+    "EfficientNetB": Family("EfficientNetB0", 49, dropout=True, gain=4.0),
+    "EfficientNetV2": Family("EfficientNetV2B0", 59, dropout=True, gain=4.0),
     "InceptionResNet": Family("InceptionResNetV2", 204, size=75),
     "InceptionV": Family("InceptionV3", 94, size=75),
     "MobileNet": Family("MobileNet", 27, config={"alpha": 0.25}),
     "MobileNetV2": Family("MobileNetV2", 52, config={"alpha": 0.35}),
-    "MobileNetV3": Family("MobileNetV3Small", 34),
-    "NASNet": Family("NASNetMobile", 192, {"Concatenate": 4}),
+    "MobileNetV3": Family("MobileNetV3Small", 34, gain=4.0),
+    "NASNet": Family("NASNetMobile", 192, {"Concatenate": 4}, gain=4.0),
     "ResNet": Family("ResNet50", 53),
     "ResNetV2": Family("ResNet50V2", 49, {"MaxPooling2D": 1, "Add": 16}),
     "Xception": Family("Xception", 40, size=71),
@@ -64,8 +66,7 @@ def model_of(name: str) -> tuple[Any, Any]:
         elif variable.name == "beta":
             variable.assign(rng.normal(size=variable.shape))
         elif variable.name.endswith("kernel"):
-            # Their own are so small that epsilon, 1e-3 in Keras, would drown what arrives at some layers.
-            variable.assign(4 * variable)
+            variable.assign(family.gain * variable)
     batch = rng.normal(0, 100, (20, *shape)).astype("float32")  # some divide by 255 first
     bnlearn.recalibrate(model, [batch], one_pass=True, progress=False)
     return model, batch
