@@ -22,9 +22,9 @@ DATA = (
             "training, other data, and other preprocessing all do this."
         ),
         seen=(
-            "Mean and variance over all the data, in training mode, against the running ones. In a quarter of the live "
-            "channels the mean is off by 0.3 standard deviations or the variance by a factor of two, and by more than "
-            "four standard errors of what a sample and a moving average can give."
+            "Mean and variance over all the data, in training mode, against the running ones. In a quarter of the "
+            "channels that vary, the mean is off by 0.3 standard deviations or the variance by a factor of two; and by "
+            "more than four standard errors, those of the sample and of the moving average together."
         ),
         misses=(
             "Layers that are frozen (their statistics are what training uses), layers with few values per channel, and "
@@ -69,8 +69,8 @@ report = bnlearn.audit(model, batches)
         ),
         seen=(
             "The variance of the batches' means, times the samples per batch, over the variance of the samples' means: "
-            "about 1 for fair draws. The upper quarter of the channels must exceed 3, and what chance gives once in a "
-            "million. Four batches are needed."
+            "about 1 for fair draws. A finding needs a quarter of the channels above 3 and above what chance gives "
+            "once in a million, and at least four batches."
         ),
         misses=(
             "Batches that are balanced but not fair; one unfair batch among many, such as all rare cases in the last; "
@@ -207,8 +207,8 @@ report = bnlearn.audit(model, batches, mask=lambda batch: batch[1])
         needs="data",
         what="One of the batches brings a single value per channel to a layer that trains.",
         why=(
-            "The variance of one value is zero. PyTorch raises at that batch, mostly the last of an epoch, after an "
-            "hour of training. Keras returns beta whatever came in, and moves the running variance towards zero."
+            "The variance of one value is zero. PyTorch raises at that batch, mostly the last of an epoch, when the "
+            "others are done. Keras returns beta whatever came in, and moves the running variance towards zero."
         ),
         seen="The shapes of what arrives; the batch is left out of the audit.",
         misses="Data that you did not give: run a whole epoch's loader, or set its sizes as in training.",

@@ -13,9 +13,9 @@ MODES = (
         severity="warning",
         what="Gamma and beta take no gradient, but in training the layer still updates its running statistics.",
         why=(
-            "`requires_grad=False` freezes parameters. The running statistics are none: each forward pass in training "
-            "mode moves them on. A backbone that was to stay as it is drifts towards the new data, and a model whose "
-            "weights did not change gives other outputs than before."
+            "`requires_grad=False` freezes parameters. The running statistics are buffers: each forward pass in "
+            "training mode moves them on. A backbone that was to stay as it is drifts towards the new data, and a "
+            "model whose weights did not change gives other outputs than before."
         ),
         seen=(
             "Gamma and beta without gradient, in a layer that uses and tracks batch statistics in training. A model "
@@ -211,7 +211,7 @@ report = bnlearn.audit(model)
         what="Gamma and beta take gradients, but the optimizer never updates them, while the statistics move.",
         why=(
             "It is half frozen, by another way than BN201. Either the layer was made after the optimizer, as when a "
-            "head is exchanged, and shall be trained; or it was to be frozen, and its statistics drift."
+            "head is exchanged, and is to be trained; or it was to be frozen, and its statistics drift."
         ),
         seen="Which of the model's parameters the optimizer's groups hold.",
         misses="A second optimizer: give the audit the one that holds the layer, or ignore the finding.",

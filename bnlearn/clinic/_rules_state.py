@@ -125,7 +125,7 @@ report = bnlearn.audit(model)
             "A number that makes sense in both, such as 0.3. And a share that is too small: Keras's default of 0.99 "
             "needs hundreds of steps before its statistics are any good, which BN306 and BN309 show on data."
         ),
-        cure="One minus it. `bnlearn.convert.transfer` does it when it moves a model.",
+        cure="One minus it: PyTorch's 0.1 is Keras's 0.9. `bnlearn.convert.transfer` does it as it moves a model.",
         example="""\
 import bnlearn
 import torch
@@ -142,17 +142,18 @@ report = bnlearn.audit(model)
         code="BN105",
         title="Epsilon is larger than the variance",
         severity="warning",
-        what="In most live channels the variance is less than a hundredth of epsilon.",
+        what="In most channels that vary at all, the variance is less than a hundredth of epsilon.",
         why=(
             "The layer divides by the square root of variance plus epsilon. Where epsilon rules, the output is not of "
-            "unit variance but almost as small as the input, and it still depends on the input's scale. Inputs in tiny "
-            "units (metres for microns, returns per second) and hand-set epsilons are the usual reasons."
+            "unit variance but still tiny, and depends on the input's scale. Values far below one, since the unit is "
+            "too large (micrometres given in metres, returns per second), and epsilons set by hand are the usual "
+            "reasons."
         ),
         seen=(
             "The variance of what arrives, or without data the running one, against `eps`. Channels without any "
             "variance do not count."
         ),
-        misses="Epsilons up to a hundred times the variance, which leave more than a tenth of the standard deviation.",
+        misses="Epsilons up to a hundred times the variance: they leave a standard deviation of a tenth or more.",
         cure="Bring the input to a sensible scale before the first layer, or set an `eps` far below its variance.",
         example="""\
 import bnlearn
@@ -173,7 +174,7 @@ report = bnlearn.audit(model, micrometres_in_metres)
         why=(
             "A running average adds a small share of a small difference at each step. In half precision that share is "
             "soon below the last bit, and the average stops moving. In float16 a variance above 65504 is infinite, and "
-            "one below 6e-8 is zero."
+            "one below 3e-8 is zero."
         ),
         seen="The type of the buffers.",
         misses="Activations in half precision beside float32 statistics: frameworks compute those in float32 inside.",
@@ -222,7 +223,10 @@ report = bnlearn.audit(model, [torch.randn(32, 8) for _ in range(4)])
         title="Gamma or beta is not finite",
         severity="error",
         what="A scale or a shift is NaN or infinite.",
-        why="Every output from here on is NaN, in training and in evaluation. The training diverged.",
+        why=(
+            "What its channel gives is NaN or infinite, in training and in evaluation, and the next layers spread it. "
+            "Most often the training diverged."
+        ),
         seen="The parameters are read. No data is needed.",
         misses="Other parameters of the model; only those of normalisation layers are read.",
         cure=(

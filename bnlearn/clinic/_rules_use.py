@@ -51,10 +51,10 @@ report = bnlearn.audit(model)
         title="A BatchNorm that is never called",
         severity="warning",
         needs="data",
-        what="The model holds the layer, but no batch of the data came by.",
+        what="The model holds the layer, but no batch of the data reached it.",
         why=(
             "Often a mistake in `forward`: another layer is called twice, or the line is missing. The layer takes no "
-            "gradient, its statistics stay fresh, and data-parallel training may wait for it for ever."
+            "gradient, its statistics stay as made, and data-parallel training may wait for it for ever."
         ),
         seen="Calls are counted while the data is run in training mode.",
         misses=(
@@ -150,7 +150,8 @@ report = bnlearn.audit(model, [torch.randn(4, 8) for _ in range(16)])
         what="Some channels have no variance: the same value arrives for every sample and position.",
         why=(
             "The layer turns such a channel into beta and nothing else. It costs time and memory. In evaluation, "
-            "should a dead channel ever move, dividing by the root of epsilon blows it up some three hundred times."
+            "should a dead channel ever move, dividing by the root of epsilon blows it up: some three hundred times "
+            "with PyTorch's default, some thirty with Keras's."
         ),
         seen="A variance that float32 cannot tell from zero, in the data or else in the running statistics.",
         misses="Channels that are dead on other data than yours.",

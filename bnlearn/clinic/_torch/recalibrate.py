@@ -21,6 +21,7 @@ from bnlearn.clinic._torch.freeze import Frozen
 from bnlearn.clinic._torch.select import chosen
 from bnlearn.clinic._torch.state import generators, random_states, untouched
 from bnlearn.functional import Moments, merge_moments, moments
+from bnlearn.torch import MaskedBatchNorm
 
 __all__ = ["recalibrate"]
 
@@ -30,6 +31,9 @@ standard deviations, the variance relative."""
 
 Seen = Mapping[str, tuple[Moments, int]]
 """By layer: what arrived, and in how many batches."""
+
+Take = Callable[[str, torch.Tensor, torch.Tensor | None], None]
+"""Told of each call: the layer, what arrives at it, and what of that is real (None: all)."""
 
 
 class _Enough(BaseException):
@@ -133,8 +137,10 @@ class _Passes:
         for run in self.batches():
             arrived: dict[str, Moments] = {}
 
-            def take(name: str, x: torch.Tensor, arrived: dict[str, Moments] = arrived) -> None:
-                arrived[name] = _merge(arrived.get(name), moments(double(x)))
+            def take(
+                name: str, x: torch.Tensor, mask: torch.Tensor | None, arrived: dict[str, Moments] = arrived
+            ) -> None:
+                arrived[name] = _merge(arrived.get(name), moments(double(x), mask))
                 if until:
                     raise _Enough
 
@@ -149,7 +155,7 @@ class _Passes:
         """Layers in the order in which the first batch calls them, then the others; each with its number of calls."""
         calls: Counter[str] = Counter()
         first = self.batches()
-        with _watching(norms, lambda name, _: calls.update([name])):
+        with _watching(norms, lambda name, *_: calls.update([name])):
             next(first)()
         first.close()  # type: ignore[attr-defined]
         return {**calls, **{name: 0 for name in norms if name not in calls}}
@@ -161,13 +167,14 @@ def _run(run: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _watching(norms: Mapping[str, _BatchNorm], take: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+def _watching(norms: Mapping[str, _BatchNorm], take: Take) -> Iterator[None]:
     """Tell ``take`` the name of each layer and what arrives at it."""
     handles = []
     for name, bn in norms.items():
 
-        def hook(_module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            take(name, tree_leaves((args, kwargs))[0])
+        def hook(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            x, *others = tree_leaves((args, kwargs))
+            take(name, x, others[0] if others and isinstance(module, MaskedBatchNorm) else None)
 
         handles.append(bn.register_forward_pre_hook(hook, with_kwargs=True))
     try:

@@ -19,8 +19,8 @@ keras = pytest.importorskip("keras")
 class Family:
     """The smallest member; ``left`` is what feeds the layers that cannot be folded, with their number.
 
-    ``dropout`` tells of dropout before batch norm, of which the audit may warn. ``gain`` is what the initial kernels are
-    multiplied by where epsilon, 1e-3 in Keras, would drown what arrives at some layers.
+    ``dropout`` tells of dropout before batch norm, of which the audit may warn. ``gain`` is what the initial kernels
+    are multiplied by where epsilon, 1e-3 in Keras, would drown what arrives at some layers.
     """
 
     member: str

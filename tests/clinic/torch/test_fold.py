@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 
@@ -322,3 +323,42 @@ def test_the_table():
     assert lines[0].startswith("1 of 2 batch norms folded; outputs differ by ")
     assert lines[1] == "  0 <- 1"
     assert lines[2] == "  left 3: what arrives comes from relu, not from a linear or convolutional layer"
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_the_folded_model_is_copied_and_pickled_with_its_folding(again):
+    layers = nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)
+    x = data(2, 4, 5, 5)
+    folded = fold(randomise(nn.Sequential(*layers)).eval(), x)
+    copied = again(folded)
+    assert torch.equal(copied(x), folded(x))
+    assert copied.folding == folded.folding
+    assert list(copied.folding.left) == ["3"]
+    with pytest.raises(TypeError):
+        copied.folding.left["3"] = "another reason"
+
+
+def test_a_folded_model_can_be_folded_again():
+    model = randomise(nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6))).eval()
+    x = data(2, 4, 5, 5)
+    folded = fold(model, x)
+    assert torch.equal(fold(folded, x)(x), folded(x))
+
+
+def test_a_network_that_amplifies_rounding_is_judged_by_that():
+    class Amplifies(nn.Module):
+        """Folded, it is off by the rounding of one sum, times a factor: as the example's last bit is."""
+
+        def __init__(self, factor):
+            super().__init__()
+            self.a, self.bn, self.factor = conv(), nn.BatchNorm2d(4), factor
+
+        def forward(self, x):
+            return torch.sin(self.factor * self.bn(self.a(x)))
+
+    x = data(2, 4, 3, 3)
+    errors = {factor: fold(randomise(Amplifies(factor)).eval(), x).folding.error for factor in (1.0, 2e3)}
+    assert errors[1.0] < 1e-6
+    assert 1e-4 < errors[2e3] < 1e-2
+    with pytest.raises(RuntimeError, match=r"to 0\.01, relative"):
+        fold(randomise(Amplifies(1e6)).eval(), x)

@@ -370,3 +370,51 @@ def test_statistics_without_a_count():
     x = torch.randn(9, 2, dtype=torch.float64)
     recalibrate(model, [x], progress=False)
     torch.testing.assert_close(model[0].running_var, x.var(0), rtol=1e-12, atol=0)
+
+
+class Padded(nn.Module):
+    """Two masked layers behind convolutions over time, called with the mask in place and by name."""
+
+    def __init__(self):
+        super().__init__()
+        from bnlearn.torch import MaskedBatchNorm
+
+        torch.manual_seed(0)
+        self.conv1, self.norm1 = nn.Conv1d(3, 4, 3, padding=1), MaskedBatchNorm(4)
+        self.conv2, self.norm2 = nn.Conv1d(4, 2, 3, padding=1), MaskedBatchNorm(2)
+
+    def forward(self, x, mask=None):
+        x = torch.relu(self.norm1(self.conv1(x), mask))
+        return self.norm2(self.conv2(x), mask=mask)
+
+
+def padded_batches():
+    generator = torch.Generator().manual_seed(1)
+    lengths = torch.tensor([[3], [9], [5], [1], [0], [0], [7], [2]])  # the third batch is padding alone
+    mask = torch.arange(9) < lengths
+    x = torch.randn(8, 3, 9, generator=generator, dtype=torch.float64) + 2
+    return [{"x": x[i : i + 2], "mask": mask[i : i + 2]} for i in range(0, 8, 2)]
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_masked_layer_counts_real_positions_only(one_pass):
+    model, data = Padded().double(), padded_batches()
+    recalibrate(model, data, one_pass=one_pass, progress=False)
+    x, mask = (torch.cat([batch[key] for batch in data]) for key in ("x", "mask"))
+    real = model.conv1(x).movedim(1, -1)[mask]
+    torch.testing.assert_close(model.norm1.running_mean, real.mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(model.norm1.running_var, real.var(0), rtol=1e-12, atol=0)
+    if not one_pass:
+        model.eval()
+        with torch.no_grad():
+            real = model.conv2(torch.relu(model.norm1(model.conv1(x), mask))).movedim(1, -1)[mask]
+        torch.testing.assert_close(model.norm2.running_mean, real.mean(0), rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(model.norm2.running_var, real.var(0), rtol=1e-12, atol=0)
+
+
+def test_masked_layer_without_a_mask_counts_all():
+    model, data = Padded().double(), [batch["x"] for batch in padded_batches()]
+    recalibrate(model, data, progress=False)
+    arrived = model.conv1(torch.cat(data))
+    torch.testing.assert_close(model.norm1.running_mean, arrived.mean((0, 2)), rtol=1e-12, atol=0)
+    torch.testing.assert_close(model.norm1.running_var, arrived.var((0, 2)), rtol=1e-12, atol=0)
