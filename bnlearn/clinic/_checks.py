@@ -170,9 +170,8 @@ def bn202(facts: Facts) -> Iterator[Finding]:
     training = sum(layer.training_now for layer in facts.layers)
     for layer in facts.layers:
         if not facts.training_now and layer.training_now and layer.evaluates:
-            evidence = (
-                f"It uses the batch's statistics in a model that stands in evaluation mode; {training} layers do."
-            )
+            count = f"{training} of {len(facts.layers)}"
+            evidence = f"It uses the batch's statistics in a model that is in evaluation mode; such layers: {count}."
             yield say("BN202", layer.name, evidence, "Call model.eval() after whatever set single layers to training.")
         elif facts.training_now and layer.frozen_by_hand and training:
             evidence = f"It stands in evaluation mode beside {training} in training mode; the next train() undoes that."

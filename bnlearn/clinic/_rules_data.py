@@ -105,7 +105,8 @@ report = bnlearn.audit(model, list(x.split(32)))
         ),
         seen=(
             "On the second batch of two samples or more: the variance that arrives at inference over the one in "
-            "training, below 0.75 in the median channel. The layers use that batch's statistics both times."
+            "training, below 0.75 in the median channel (lower in batches of fewer than 64 samples, which scatter). "
+            "The layers use that batch's statistics both times."
         ),
         misses=(
             "A single batch: two are needed. Dropout of a quarter or less, dropout that many layers lie behind, and "

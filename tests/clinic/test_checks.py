@@ -395,13 +395,16 @@ def test_bn307(facts, layer, seen):
 
 def test_bn308(facts, layer, seen):
     def flagged(ratio, **changes):
-        return told(facts(layer(seen=seen(**{"evaluation_ratio": np.full(8, ratio)} | changes))), "BN308")
+        usual = {"evaluation_ratio": np.full(8, ratio), "samples": 640, "batches": 10}
+        return told(facts(layer(seen=seen(**usual | changes))), "BN308")
 
     (finding,) = flagged(0.5)
     assert "at inference is 0.5 times the one in training" in finding.evidence
     assert finding.severity == "warning"
     assert len(flagged(0.74)) == 1
     assert flagged(0.76) == flagged(1.5) == flagged(NAN) == []
+    assert len(flagged(0.49, samples=160)) == 1  # of sixteen samples each
+    assert flagged(0.51, samples=160) == []
     assert flagged(0.5, fewest=15) == flagged(0.5, evaluation_ratio=None) == []
 
 
