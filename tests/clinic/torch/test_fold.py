@@ -245,7 +245,7 @@ def test_the_forms_of_an_example(form):
         def forward(self, x, scale):
             return [self.bn(self.a(x.mul_(scale)))]
 
-    x, scale = data(2, 4, 3, 3), torch.tensor(2.0)
+    x, scale = data(2, 4, 3, 3), torch.tensor(2)
     kept = x.clone()
     model = randomise(Two()).eval()
     if form == "list":
