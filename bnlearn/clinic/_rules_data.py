@@ -109,8 +109,8 @@ report = bnlearn.audit(model, list(x.split(32)))
             "The layers use that batch's statistics both times."
         ),
         misses=(
-            "A single batch: two are needed. A little dropout (a tenth, say), dropout that many layers lie behind, a layer "
-            "behind one that has shifted already, and batches of a few samples."
+            "A single batch: two are needed. A little dropout (a tenth, say), dropout that many layers lie behind, a "
+            "layer behind one that has shifted already, and batches of a few samples."
         ),
         cure=(
             "Dropout after the last BatchNorm of the network, as most published networks have it; or less of it; or a "
