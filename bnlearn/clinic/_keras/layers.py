@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterator
-from difflib import get_close_matches
 from typing import Any
 
 import keras
 from keras.src.models import Functional
 
+from bnlearn.clinic._named import named
 from bnlearn.keras._base import StatisticsNormalization
 
 __all__ = [
@@ -70,18 +70,7 @@ def selected(model: Any, layers: Collection[str] | None) -> dict[str, Any]:
     ValueError
         If a name is of no BN layer.
     """
-    found = batch_norms(model)
-    if layers is None:
-        return found
-    if isinstance(layers, str):
-        raise ValueError(f"expected layers to be a list of names, got the string {layers!r}; write [{layers!r}]")
-    for name in layers:
-        if name not in found:
-            near = get_close_matches(name, found, n=3) or list(found)[:8]
-            raise ValueError(
-                f"expected layers to name BN layers, got {name!r}; the model has {', '.join(map(repr, near)) or 'none'}"
-            )
-    return {name: layer for name, layer in found.items() if name in set(layers)}
+    return named(batch_norms(model), layers)
 
 
 def require_built(model: Any) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from difflib import get_close_matches
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+from bnlearn.clinic._named import named
 
 __all__ = ["chosen", "has_hooks", "norms"]
 
@@ -39,18 +40,7 @@ def chosen(model: nn.Module, layers: Collection[str] | None) -> dict[str, _Batch
     ValueError
         If a name is of no BN layer.
     """
-    found = norms(model)
-    if layers is None:
-        return found
-    if isinstance(layers, str):
-        raise ValueError(f"expected layers to be a list of names, got the string {layers!r}; write [{layers!r}]")
-    for name in layers:
-        if name not in found:
-            near = get_close_matches(name, found, n=3) or list(found)[:8]
-            raise ValueError(
-                f"expected layers to name BN layers, got {name!r}; the model has {', '.join(map(repr, near)) or 'none'}"
-            )
-    return {name: bn for name, bn in found.items() if name in layers}
+    return named(norms(model), layers)
 
 
 def has_hooks(module: nn.Module) -> bool:
