@@ -6,7 +6,6 @@ import json
 import math
 import os
 import platform
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import bnlearn
+from bnlearn._files import write_at_once
 from bnlearn.claims._claim import Claim, Criterion, Measurement, Result, Scale, Verdict, judge, overall
 
 RECORDS = Path(__file__).parent / "records"
@@ -224,16 +224,7 @@ def write(record: Record, folder: Path) -> Path:
             f"them), got {dict(record.details)!r}: {error}"
         ) from error
     path = folder / f"{record.id}.json"
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=folder, suffix=".part", delete=False) as part:
-        try:
-            part.write(f'{{\n{text} "details": {details}\n}}\n')
-            part.close()
-            Path(part.name).chmod(0o644)
-            Path(part.name).replace(path)
-        except BaseException:
-            part.close()
-            Path(part.name).unlink(missing_ok=True)
-            raise
+    write_at_once(path, f'{{\n{text} "details": {details}\n}}\n')
     return path
 
 

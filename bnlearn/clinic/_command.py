@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
-import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bnlearn._files import write_at_once
 from bnlearn.clinic._audit import audit
 from bnlearn.clinic._dispatch import framework
 from bnlearn.clinic._findings import Report
@@ -107,24 +107,10 @@ def _show(report: Report, form: Callable[[Report], str], output: Path | None) ->
         print(form(report))
         return
     try:
-        _write(output, form(report).rstrip("\n") + "\n")
+        write_at_once(output, form(report).rstrip("\n") + "\n")
     except OSError as error:
         raise CannotRunError(f"the report could not be written: {error}") from None
     print(report)
-
-
-def _write(path: Path, text: str) -> None:
-    """At once or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, suffix=".part", delete=False) as part:
-        try:
-            part.write(text)
-            part.close()
-            Path(part.name).chmod(0o644)
-            Path(part.name).replace(path)
-        except BaseException:
-            part.close()
-            Path(part.name).unlink(missing_ok=True)
-            raise
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -121,10 +121,12 @@ def trace(model: nn.Module, call: Callable[[], Any], kinds: tuple[type[nn.Module
 
 
 def plain(output: Any) -> Any:
-    """Containers that the tree functions do not know, such as a dataclass of outputs, as a dictionary."""
+    """What a model returned, in containers that the tree functions of torch know, also where dataclasses are nested."""
     if isinstance(output, Mapping):
-        return dict(output)
-    return vars(output) if hasattr(output, "__dataclass_fields__") else output
+        return {key: plain(value) for key, value in output.items()}
+    if is_dataclass(output) and not isinstance(output, type):
+        return {one.name: plain(getattr(output, one.name)) for one in fields(output)}
+    return [plain(value) for value in output] if isinstance(output, list | tuple) else output
 
 
 class _Watch(TorchFunctionMode):

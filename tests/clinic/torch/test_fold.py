@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from dataclasses import dataclass
 
 import pytest
 
@@ -99,6 +100,11 @@ def tied():
     return Net(lambda m, x: m.bn(m.a(x)) + m.b(x), a=one, b=two, bn=nn.BatchNorm2d(4))
 
 
+@dataclass
+class Returned:
+    parts: list
+
+
 class OwnConv(nn.Conv2d):
     def forward(self, x):
         return super().forward(F.pad(x, (1, 1, 1, 1)))
@@ -123,6 +129,10 @@ LEFT = {
     "output used": (lambda: Net(lambda m, x: (y := m.a(x)) + m.bn(y), a=conv(), bn=nn.BatchNorm2d(4)), "also used by"),
     "output returned": (
         lambda: Net(lambda m, x: {"y": (y := m.a(x)), "z": m.bn(y)}, a=conv(), bn=nn.BatchNorm2d(4)),
+        "the model's output",
+    ),
+    "returned deep inside": (
+        lambda: Net(lambda m, x: {"z": m.bn(y := m.a(x)), "y": [Returned([y])]}, a=conv(), bn=nn.BatchNorm2d(4)),
         "the model's output",
     ),
     "a view of it used": (
