@@ -55,7 +55,7 @@ lab: $(VENV)/.made  ## Open the notebooks in JupyterLab
 notebooks: $(VENV)/.made  ## Re-execute every notebook in place (for authors)
 	$(BIN)/python tools/refresh_notebooks.py $(NOTEBOOKS)
 
-ledger: $(VENV)/.made  ## Run every claim whose code has changed, write its record, print the table (twenty minutes for all)
+ledger: $(VENV)/.made  ## Run every claim whose code has changed, write its record, print the table (all of them: some eight minutes on two cores)
 	$(BIN)/python -m bnlearn ledger
 
 mutants: $(VENV)/.made  ## Break every line of functional and layers, and list what no test notices (hours; it resumes)

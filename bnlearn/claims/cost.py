@@ -239,7 +239,7 @@ CLAIMS: tuple[Claim, ...] = (
             Criterion("one sample, folded", "time with batch norm over without", 1.05, 1.03, "median", "log"),
         ),
         run=run_c12,
-        chapter=CHAPTER,
+        chapter="notebooks/83_deployment",
         note="A processor; on another kind of machine the ratio is another.",
         data="random images",
     ),
@@ -262,7 +262,7 @@ CLAIMS: tuple[Claim, ...] = (
             )
         ),
         run=run_c18,
-        chapter="notebooks/41_pytorch",
+        chapter="notebooks/82_half_precision",
         note="PyTorch sums in float32 even where it rounds the result: statistics summed in half precision are worse.",
         data="random numbers",
     ),
