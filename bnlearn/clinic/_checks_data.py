@@ -40,9 +40,14 @@ MIN_BATCHES = 4
 FAIR_QUANTILE = 4.75
 """BN307: in standard normal deviations, about one in a million."""
 
+FAR_BATCH = 0.3
+"""BN307: and a single batch counts if its mean is so many standard deviations off, as in BN306."""
+
 FAIR_FACTOR = 3.0
 """BN307: and below this factor a difference that is real does little harm: at 32 samples, the batches explain 6 % of
 the variance."""
+
+SHUFFLE = "Shuffle the data before it is cut into batches."
 
 DROPOUT_LOSS = 0.25
 """BN308: a dropout of one half takes a third to two thirds of the variance away at inference; stochastic depth as in
@@ -159,19 +164,40 @@ def _fair_limit(batches: int) -> float:
     return max(FAIR_FACTOR, float((1 - part + FAIR_QUANTILE * np.sqrt(part)) ** 3))
 
 
+def _upper(values: NDArray[np.float64], live: NDArray[np.bool_]) -> float:
+    """What a quarter of the live channels reach; 0 where there are none."""
+    kept = values[np.isfinite(values) & live]
+    return float(np.quantile(kept, 0.75, method="higher")) if kept.size else 0.0
+
+
+def _chance_limit(batches: int) -> float:
+    """Standard errors that the farthest of so many fair batches exceeds about once in a million."""
+    return float(np.sqrt(FAIR_QUANTILE**2 + 2 * np.log(2 * batches)))
+
+
 def bn307(facts: Facts) -> Iterator[Finding]:
     """Batches that are no fair draws from the data."""
     for layer in facts.layers:
         seen = _usable(layer)
         if seen is None or seen.iid_ratio is None or seen.batches < MIN_BATCHES:
             continue
-        ratios = seen.iid_ratio[np.isfinite(seen.iid_ratio) & _live(layer)]
-        if ratios.size and (upper := float(np.quantile(ratios, 0.75, method="higher"))) > _fair_limit(seen.batches):
+        live = _live(layer)
+        if (upper := _upper(seen.iid_ratio, live)) > _fair_limit(seen.batches):
             evidence = (
                 f"In a quarter of the channels the means of the {seen.batches} batches vary {upper:.3g} times as much "
                 f"as fair draws would, or more (limit {_fair_limit(seen.batches):.3g})."
             )
-            yield found("BN307", layer.name, evidence, "Shuffle the data before it is cut into batches.")
+            yield found("BN307", layer.name, evidence, SHUFFLE)
+        elif seen.farthest is not None and seen.farthest_errors is not None:
+            far = live & (seen.farthest > FAR_BATCH)
+            errors = _upper(np.where(far, seen.farthest_errors, 0.0), live)
+            if errors > _chance_limit(seen.batches):
+                evidence = (
+                    f"In a quarter of the channels one of the {seen.batches} batches has a mean that is "
+                    f"{errors:.3g} standard errors off, or more (limit {_chance_limit(seen.batches):.3g}); as a "
+                    "whole the batches pass."
+                )
+                yield found("BN307", layer.name, evidence, SHUFFLE)
 
 
 def bn308(facts: Facts) -> Iterator[Finding]:

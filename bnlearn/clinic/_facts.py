@@ -35,6 +35,9 @@ class SeenFacts:
     iid_ratio : array, shape (C,), or None
         Variance of the batches' means, times the samples per batch, over the variance of the samples' means within a
         batch: about 1 where each batch is a fair draw. None with fewer than three batches.
+    farthest, farthest_errors : array, shape (C,), or None
+        How far the mean of the farthest batch lies off, in standard deviations of the channel and in standard errors of
+        such a mean. Only batches of sixteen samples or more are looked at.
     batches, samples : int
         How many batches, and samples in all.
     evaluation_ratio : array, shape (C,), or None
@@ -56,6 +59,8 @@ class SeenFacts:
     apart: Vector | None = None
     call_var: Vector | None = None
     iid_ratio: Vector | None = None
+    farthest: Vector | None = None
+    farthest_errors: Vector | None = None
     batches: int = 0
     samples: int = 0
     evaluation_ratio: Vector | None = None

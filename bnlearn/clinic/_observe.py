@@ -36,6 +36,10 @@ def to_numpy(x: Array) -> np.ndarray[Any, np.dtype[Any]]:
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 
+ENOUGH = 16
+"""Samples below which a batch is too small for a verdict on its mean alone: one strange sample moves it far."""
+
+
 def variance_ratio(var: Vector, reference: Vector) -> Vector:
     """``var / reference``; 1 where the reference is zero and there is nothing to compare with."""
     return np.divide(var, reference, out=np.ones_like(reference), where=reference != 0)
@@ -80,6 +84,7 @@ class Observer:
         self._masked = True
         self._between: dict[int, Moments] = {}  # of the batches' means, a call index
         self._batches_of: dict[int, int] = {}
+        self._farthest: dict[int, tuple[_Extreme, _Extreme]] = {}  # the lowest and the highest of the batches' means
         self._within: Vector | None = None  # sum of squares of the samples' means about their batch's
         self._within_freedom = 0
         self._pending: list[_Call] = []
@@ -155,6 +160,10 @@ class Observer:
             self._batches_of[index] = self._batches_of.get(index, 0) + 1
             self._within = call.by_sample.m2 + (0 if self._within is None else self._within)
             self._within_freedom += call.by_sample.n - 1
+            if call.by_sample.n >= ENOUGH:
+                extremes = self._farthest.setdefault(index, (_Extreme(-1), _Extreme(1)))
+                for extreme in extremes:
+                    extreme.take(call.by_sample)
 
     def whole(self) -> Moments | None:
         """The moments of all that arrived; None where nothing finite did."""
@@ -172,6 +181,24 @@ class Observer:
         between = sum(part.m2 for part in self._between.values()) / between_freedom
         return variance_ratio(between, self._within / self._within_freedom)
 
+    def farthest(self) -> tuple[Vector, Vector] | None:
+        """How far off the farthest batch is; see :class:`bnlearn.clinic._facts.SeenFacts`.
+
+        In raw units, and in standard errors. The standard error is that of the batch itself where this is larger than
+        that of all batches, so that a single strange sample does not make its batch look unfair.
+        """
+        if self._within is None or self._within_freedom < 1 or not self._farthest:
+            return None
+        pooled = self._within / self._within_freedom
+        off, errors = [], []
+        for index, extremes in self._farthest.items():
+            for extreme in extremes:
+                off.append(np.abs(extreme.mean - self._between[index].mean))
+                error = np.sqrt(np.maximum(pooled, extreme.var) / extreme.n)
+                errors.append(np.divide(off[-1], error, out=np.zeros_like(error), where=error > 0))
+        which = np.argmax(errors, axis=0)[None]
+        return np.take_along_axis(np.stack(off), which, 0)[0], np.take_along_axis(np.stack(errors), which, 0)[0]
+
     def facts(self, *, evaluation_ratio: Vector | None = None) -> SeenFacts | None:
         """All of it; None where nothing arrived."""
         if not self.seen:
@@ -181,6 +208,7 @@ class Observer:
         mean, var = (nothing, nothing) if whole is None else (whole.mean, whole.var)
         real = self._real if self._masked else None
         apart, call_var = self._apart(mean, var)
+        off, errors = self.farthest() or (None, None)
         return SeenFacts(
             calls=self.calls,
             fewest=self.fewest or 0,
@@ -190,6 +218,8 @@ class Observer:
             apart=apart,
             call_var=call_var,
             iid_ratio=self.iid_ratio(),
+            farthest=None if off is None else variance_ratio(off, np.sqrt(var)),
+            farthest_errors=errors,
             batches=self.batches,
             samples=self.samples,
             evaluation_ratio=evaluation_ratio,
@@ -208,6 +238,24 @@ class Observer:
         std = np.broadcast_to(np.sqrt(var), off.shape)
         apart = np.divide(off, std, out=np.zeros_like(off), where=std > 0)
         return apart, np.stack([call.var for call in calls])
+
+
+class _Extreme:
+    """Of the batches' means the lowest (``sign`` -1) or the highest (1), by channel, with its batch's scatter."""
+
+    def __init__(self, sign: int) -> None:
+        self.sign = sign
+        self.mean = self.var = self.n = np.zeros(0)
+
+    def take(self, batch: Moments) -> None:
+        """The moments of one batch's samples."""
+        if not self.mean.size:
+            self.mean, self.var, self.n = batch.mean, batch.var, np.full(batch.mean.shape, float(batch.n))
+            return
+        farther = self.sign * batch.mean > self.sign * self.mean
+        self.mean = np.where(farther, batch.mean, self.mean)
+        self.var = np.where(farther, batch.var, self.var)
+        self.n = np.where(farther, batch.n, self.n)
 
 
 class _Call:

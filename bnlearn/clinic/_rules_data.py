@@ -70,11 +70,13 @@ report = bnlearn.audit(model, batches)
         seen=(
             "The variance of the batches' means, times the samples per batch, over the variance of the samples' means: "
             "about 1 for fair draws. A finding needs a quarter of the channels above 3 and above what chance gives "
-            "once in a million, and at least four batches."
+            "once in a million, and at least four batches. Or a single batch, of sixteen samples or more, is off: in a "
+            "quarter of the channels its mean lies 0.3 standard deviations away, and further than the farthest of so "
+            "many fair batches would once in a million."
         ),
         misses=(
-            "Batches that are balanced but not fair; one unfair batch among many, such as all rare cases in the last; "
-            "and differences in layers behind another BatchNorm, which has taken them away. Layers whose rows are not "
+            "Batches that are balanced but not fair; a single unfair batch that is small, or off by little; and "
+            "differences in layers behind another BatchNorm, which has taken them away. Layers whose rows are not "
             "the batch's samples, such as a detector's head for regions: give the head and its inputs. A loader that "
             "you made for validation, unshuffled, is flagged: give the one you train with."
         ),

@@ -66,8 +66,10 @@ def test_bn102_after_training(facts, layer, fresh):
     (finding,) = told(facts(layer(), fresh(name="head")), "BN102")
     assert (finding.layer, finding.severity) == ("head", "error")
     assert "gamma and beta have been trained or loaded" in finding.evidence
+    assert finding.fix.startswith("Copy the whole state_dict(), buffers too; if")
     (finding,) = told(facts(fresh(batches_seen=None), framework="keras"), "BN102")
     assert finding.severity == "error"
+    assert finding.fix.startswith("Copy the whole get_weights(), moving statistics too; if")
 
 
 AS_MADE = {"gamma": np.ones(8), "beta": np.zeros(8)}
@@ -86,7 +88,7 @@ AS_MADE = {"gamma": np.ones(8), "beta": np.zeros(8)}
 def test_bn102_of_a_new_model_is_no_more_than_a_remark(facts, fresh, affine):
     model = facts(fresh(**affine), fresh(name="other", **affine))
     assert layers(model, "BN102") == [("", "info")]
-    assert "All 2 layers" in told(model, "BN102")[0].evidence
+    assert "Each layer (2 in all) has mean 0" in told(model, "BN102")[0].evidence
     assert layers(replace(model, training_now=False), "BN102") == [("bn", "error"), ("other", "error")]
     assert layers(replace(model, training_now=False, framework="keras"), "BN102") == [("", "info")]
 
@@ -391,6 +393,29 @@ def test_bn307(facts, layer, seen):
     assert told(facts(layer(seen=seen(iid_ratio=few))), "BN307") == []
     assert flagged(NAN) == []
     assert told(facts(layer(seen=seen(iid_ratio=None)), layer(seen=None)), "BN307") == []
+
+
+def test_bn307_one_batch_among_many(facts, layer, seen):
+    def flagged(errors, off, share=8, **changes):
+        some = np.arange(8) < share
+        fair = {"iid_ratio": np.ones(8), "batches": 40, "samples": 1280}
+        far = {"farthest": np.where(some, off, 0.1), "farthest_errors": np.where(some, errors, 2.0)}
+        return told(facts(layer(seen=seen(**fair | far | changes))), "BN307")
+
+    (finding,) = flagged(7.0, 0.5)
+    assert "one of the 40 batches has a mean that is 7 standard errors off, or more (limit 5.6)" in finding.evidence
+    assert finding.severity == "warning"
+    assert flagged(5.5, 0.9) == []  # the farthest of forty fair ones may be
+    assert flagged(50.0, 0.29) == []  # it is there, and does no harm
+    assert len(flagged(7.0, 0.5, share=3)) == 1
+    assert flagged(7.0, 0.5, share=1) == []
+    assert flagged(5.7, 0.5, batches=1000) == []  # of more batches the farthest is farther
+    assert flagged(7.0, 0.5, farthest=None, farthest_errors=None) == []
+    (finding,) = flagged(7.0, 0.5, iid_ratio=np.full(8, 9.0))
+    assert "vary 9 times as much" in finding.evidence
+    # Where a channel is far but harmless, and another harmful but within chance, no channel is both.
+    off, errors = np.where(np.arange(8) < 4, 0.2, 0.5), np.where(np.arange(8) < 4, 9.0, 3.0)
+    assert flagged(0.0, 0.0, farthest=off, farthest_errors=errors) == []
 
 
 def test_bn308(facts, layer, seen):

@@ -136,8 +136,8 @@ def _of_the_source(met: Met, shared: set[int]) -> str:
         return f"the output of {name} is also used by {', '.join(dict.fromkeys(others)) or 'the layer itself, again'}"
     if linked.weight_elsewhere or any(id(parameter) in shared for parameter in layer.parameters()):
         return f"the weight of {name} is used elsewhere too"
-    if linked.ndim != (2 if isinstance(layer, nn.Linear) else cast(torch.Tensor, layer.weight).ndim):
-        return f"the output of {name} has {linked.ndim} axes, and its channels are not those of the batch norm"
+    if not met.aligned:
+        return f"the channels of the output of {name} are not those of the batch norm"
     return _hooked(layer)
 
 

@@ -32,8 +32,10 @@ standard deviations, the variance relative."""
 Seen = Mapping[str, tuple[Moments, int]]
 """By layer: what arrived, and in how many batches."""
 
-Take = Callable[[str, torch.Tensor, torch.Tensor | None], None]
-"""Told of each call: the layer, what arrives at it, and what of that is real (None: all)."""
+Take = Callable[[str, torch.Tensor, list[Any]], None]
+"""Told of each call: the layer, what arrives at it, and what else it is called with."""
+
+OWN_WAY = "it is called with more than its input, so what it counts is not known"
 
 
 class _Enough(BaseException):
@@ -108,6 +110,7 @@ class _Passes:
 
     def __init__(self, model: nn.Module, data: Any) -> None:
         self.model, self.data = model, data
+        self.left: dict[str, str] = {}
         self._random = [*random_states(model), *generators(model.modules())]
 
     def batches(self) -> Iterator[Callable[[], None]]:
@@ -137,10 +140,8 @@ class _Passes:
         for run in self.batches():
             arrived: dict[str, Moments] = {}
 
-            def take(
-                name: str, x: torch.Tensor, mask: torch.Tensor | None, arrived: dict[str, Moments] = arrived
-            ) -> None:
-                arrived[name] = _merge(arrived.get(name), moments(double(x), mask))
+            def take(name: str, x: torch.Tensor, others: list[Any], arrived: dict[str, Moments] = arrived) -> None:
+                arrived[name] = _merge(arrived.get(name), moments(double(x), self._mask(name, norms[name], others)))
                 if until:
                     raise _Enough
 
@@ -154,11 +155,25 @@ class _Passes:
     def order(self, norms: Mapping[str, _BatchNorm]) -> dict[str, int]:
         """Layers in the order in which the first batch calls them, then the others; each with its number of calls."""
         calls: Counter[str] = Counter()
+
+        def count(name: str, x: torch.Tensor, others: list[Any]) -> None:
+            calls[name] += 1
+            self._mask(name, norms[name], others)
+
         first = self.batches()
-        with _watching(norms, lambda name, *_: calls.update([name])):
+        with _watching(norms, count):
             next(first)()
         first.close()  # type: ignore[attr-defined]
         return {**calls, **{name: 0 for name in norms if name not in calls}}
+
+    def _mask(self, name: str, norm: _BatchNorm, others: list[Any]) -> torch.Tensor | None:
+        """What else a layer is called with: for ours a mask; for another, who knows."""
+        if not others:
+            return None
+        if isinstance(norm, MaskedBatchNorm):
+            return cast(torch.Tensor, others[0])
+        self.left[name] = OWN_WAY
+        return None
 
 
 def _run(run: Callable[[], None]) -> None:
@@ -174,7 +189,7 @@ def _watching(norms: Mapping[str, _BatchNorm], take: Take) -> Iterator[None]:
 
         def hook(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             x, *others = tree_leaves((args, kwargs))
-            take(name, x, others[0] if others and isinstance(module, MaskedBatchNorm) else None)
+            take(name, x, [value for value in others if value is not None])
 
         handles.append(bn.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -194,9 +209,8 @@ def _in_order(
     """One layer after the other, each under the new statistics of those before it."""
     passes.model.eval()
     found: dict[str, _Statistics] = {}
-    left: dict[str, str] = {}
-    calls = passes.order(norms)
-    for name in bar(calls, "recalibrate", "layer", progress):
+    calls, left = passes.order(norms), passes.left
+    for name in bar([name for name in calls if name not in left], "recalibrate", "layer", progress):
         bn = norms[name]
         seen = passes.see({name: bn}, until=calls[name] == 1)
         if name not in seen:
@@ -219,9 +233,9 @@ def _at_once(
     passes.model.eval()
     for bn in norms.values():
         bn.training = True
-    seen = passes.see(norms)
-    found = {name: _statistics(name, *seen[name]) for name in norms if name in seen}
-    return found, {name: "the data do not reach it" for name in norms if name not in seen}
+    seen, left = passes.see(norms), passes.left
+    found = {name: _statistics(name, *seen[name]) for name in norms if name in seen and name not in left}
+    return found, {name: left.get(name, "the data do not reach it") for name in norms if name not in found}
 
 
 def _statistics(name: str, seen: Moments, batches: int) -> _Statistics:

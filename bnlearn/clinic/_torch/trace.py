@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -51,6 +51,15 @@ _QUESTIONS = frozenset(
     ]
 )
 
+# What gives the same values in the same order in another shape, and what moves axes.
+_RESHAPES = frozenset(
+    ["flatten", "reshape", "reshape_as", "unflatten", "view", "view_as", "squeeze", "unsqueeze", "contiguous", "detach"]
+)
+_MOVES = frozenset(["transpose", "permute", "movedim", "moveaxis", "swapaxes", "swapdims", "T", "mT"])
+
+_AS = frozenset(["reshape_as", "view_as", "expand_as", "type_as"])
+"""What asks its second argument for no more than a shape or a type."""
+
 
 @dataclass
 class Linked:
@@ -61,11 +70,9 @@ class Linked:
     name : str
     module : torch.nn.Module
     calls : int
-    ndim : int
-        Axes of its last output.
     uses : list of str
         What took its output, in the order in which it did: ``"batch_norm of <name>"``, a function's name, or
-        ``"the model's output"``.
+        ``"the model's output"``. To be reshaped, or have its axes moved, is no use.
     weight_elsewhere : bool
         Whether something else used its parameters.
     """
@@ -73,19 +80,37 @@ class Linked:
     name: str
     module: nn.Module
     calls: int = 0
-    ndim: int = 0
     uses: list[str] = field(default_factory=list)
     weight_elsewhere: bool = False
 
 
 @dataclass
 class Met:
-    """A BN layer, as it was met: how often, and what made the tensor that arrived last."""
+    """A BN layer, as it was met: how often, what made the tensor that arrived last, and whether the channels agree."""
 
     name: str
     module: nn.Module
     calls: int = 0
     source: Linked | str = _INPUT
+    aligned: bool = False
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a tensor's values come from.
+
+    ``channels``, of the tensor's shape: which output channel of ``made`` each value is.
+    """
+
+    made: Linked | str
+    channels: torch.Tensor | None = None
+
+
+def _channels_of(layer: nn.Module, output: torch.Tensor) -> torch.Tensor:
+    """Of a linear layer the channels come last; of a convolution first, behind the samples if there are any."""
+    axis = -1 if isinstance(layer, nn.Linear) else int(output.ndim == cast(torch.Tensor, layer.weight).ndim)
+    numbers = torch.arange(output.shape[axis])
+    return numbers.expand(output.movedim(axis, -1).shape).movedim(-1, axis)
 
 
 def trace(model: nn.Module, call: Callable[[], Any], kinds: tuple[type[nn.Module], ...]) -> dict[str, Met]:
@@ -143,12 +168,15 @@ class _Watch(TorchFunctionMode):
             for parameter in linked.module.parameters(recurse=False)
         }
         self.inside: list[Linked | Met] = []
-        self.sources: Any = WeakTensorKeyDictionary()
+        self.origins: Any = WeakTensorKeyDictionary()
+
+    def origin(self, leaf: Any) -> _Origin:
+        found: _Origin = self.origins.get(leaf, _FROM_OUTSIDE) if isinstance(leaf, torch.Tensor) else _FROM_OUTSIDE
+        return found
 
     def source(self, leaf: Any) -> Linked | str:
         """What made a tensor."""
-        found: Linked | str = self.sources.get(leaf, _INPUT) if isinstance(leaf, torch.Tensor) else _INPUT
-        return found
+        return self.origin(leaf).made
 
     def install(self) -> list[Any]:
         """Hooks that tell inside which layer we are."""
@@ -165,16 +193,17 @@ class _Watch(TorchFunctionMode):
             self.inside.append(met)
             if isinstance(met, Met):
                 arrived = next(iter(tree_leaves((args, kwargs))), None)
-                met.source = self.source(arrived)
+                origin = self.origin(arrived)
+                met.source, met.aligned = origin.made, _aligned(origin.channels)
 
         return hook
 
     def _leaving(self, met: Linked | Met) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             self.inside.pop()
-            if isinstance(met, Linked) and isinstance(output, torch.Tensor):
-                met.ndim = output.ndim
-                self.sources[output] = met
+            if isinstance(met, Linked) and isinstance(output, torch.Tensor) and output.ndim:
+                with torch._C.DisableTorchFunction():
+                    self.origins[output] = _Origin(met, _channels_of(met.module, output))
 
         return hook
 
@@ -185,8 +214,12 @@ class _Watch(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if name in _QUESTIONS:
             return output
+        moved = self._moved(name, func, args, kwargs or {}, output)
+        if moved is not None:
+            self.origins[output] = moved
+            return output
         here = self.inside[-1] if self.inside else None
-        for leaf in tree_leaves((args, kwargs)):
+        for leaf in tree_leaves((args[:1] if name in _AS else args, kwargs)):
             made = self.source(leaf)
             if isinstance(made, Linked):
                 made.uses.append(f"{name} of {here.name}" if isinstance(here, Met) else name)
@@ -195,5 +228,27 @@ class _Watch(TorchFunctionMode):
                 owner.weight_elsewhere = True
         for leaf in tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
-                self.sources[leaf] = name
+                self.origins[leaf] = _Origin(name)
         return output
+
+    def _moved(self, name: str, func: Any, args: Any, kwargs: dict[str, Any], output: Any) -> _Origin | None:
+        """Where the output comes from if it is a watched layer's, in another shape or with its axes moved."""
+        origin = self.origin(args[0] if args else None)
+        if origin.channels is None or not isinstance(output, torch.Tensor):
+            return None
+        if name in _RESHAPES and output.dtype == args[0].dtype:
+            return _Origin(origin.made, origin.channels.reshape(output.shape))
+        if name in _MOVES:
+            return _Origin(origin.made, func(origin.channels, *args[1:], **kwargs))
+        return None
+
+
+_FROM_OUTSIDE = _Origin(_INPUT)
+
+
+def _aligned(channels: torch.Tensor | None) -> bool:
+    """Whether all that lies at one place of axis 1 is of the channel of that number."""
+    if channels is None or channels.ndim < 2:
+        return False
+    expected = torch.arange(channels.shape[1]).reshape(-1, *[1] * (channels.ndim - 2))
+    return bool((channels == expected).all())

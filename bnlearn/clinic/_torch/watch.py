@@ -20,6 +20,7 @@ from bnlearn.clinic._observe import Observer, double, to_numpy, variance_ratio
 from bnlearn.clinic._torch.data import copied, inputs, iterating, mask_of, no_batches, samples_in
 from bnlearn.clinic._torch.state import Untouched, unnoticed
 from bnlearn.functional import Moments
+from bnlearn.torch import MaskedBatchNorm
 
 __all__ = ["Run", "run", "uses_batch"]
 
@@ -117,7 +118,7 @@ def run(
         completed=watch.completed,
         left=watch.left,
         masked=any(facts is not None and facts.real_mean is not None for facts in seen.values()),
-        notes=notes,
+        notes=[*watch.notes, *notes],
     )
 
 
@@ -194,6 +195,7 @@ class _Watch:
         self.order: list[str] = []
         self.single: dict[str, None] = {}
         self.left: dict[str, str] = {}
+        self.notes: dict[str, None] = {}
         self.kept: _Kept | None = None
         self.ratios: dict[str, Vector] | None = None
         self.completed = 0
@@ -284,11 +286,17 @@ class _Watch:
             x = given[0]
             if self._hearing is self.observers and name not in self.order:
                 self.order.append(name)
-            if any(value is not None for value in given[1:]):
+            source, mask = self._maker_of(x), self._mask
+            others = [value for value in given[1:] if value is not None]
+            if others and _masks(layer, x, others[0]):
+                # One row of what is real: these are no samples any more.
+                x, mask = x.movedim(1, -1)[others[0]].T[None], None
+                self.notes[f"{name}: a mask reaches it, and what that leaves out does not count"] = None
+            elif others:
                 self.left[name] = "it is called with more than its input"
             if x.numel() == x.shape[1] and uses_batch(layer):
                 raise _SingleValueReached(name)
-            self._hearing[name].see(x, samples=self._samples, mask=self._mask, source=self._maker_of(x))
+            self._hearing[name].see(x, samples=self._samples, mask=mask, source=source)
 
         return arrives
 
@@ -302,6 +310,12 @@ class _Watch:
     def _maker_of(self, x: torch.Tensor) -> str | None:
         reference, version, name = self._made.get(id(x), (None, 0, ""))
         return name if reference is not None and reference() is x and x._version == version else None
+
+
+def _masks(layer: _BatchNorm, x: torch.Tensor, mask: Any) -> bool:
+    """Whether the layer takes the mask it is called with as ours does; if it is none, the layer itself will say so."""
+    fits = isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.shape == (x.shape[0], *x.shape[2:])
+    return isinstance(layer, MaskedBatchNorm) and fits
 
 
 def _is_finite(tensor: torch.Tensor) -> bool:

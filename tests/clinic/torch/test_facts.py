@@ -317,11 +317,18 @@ class Functional(nn.Module):
     def __init__(self):
         super().__init__()
         self.bn, self.other = nn.BatchNorm1d(2), nn.BatchNorm1d(2, track_running_stats=False)
-        self.masked = own.MaskedBatchNorm(2)
+        self.weighted = Weighted(2)
 
     def forward(self, x):
         x = F.batch_norm(x, self.bn.running_mean, self.bn.running_var, training=self.training)
-        return self.masked(x, torch.ones(x.shape[0], dtype=torch.bool))
+        return self.weighted(x, weights=torch.ones(x.shape[0]))
+
+
+class Weighted(nn.BatchNorm1d):
+    """Whatever it does with its weights."""
+
+    def forward(self, input, weights):
+        return super().forward(input * weights[:, None])
 
 
 def test_layers_that_are_used_in_their_own_way_are_noted():
@@ -329,8 +336,52 @@ def test_layers_that_are_used_in_their_own_way_are_noted():
     assert [layer.name for layer in found.layers] == ["other"]
     assert set(found.notes) == {
         "bn: not looked at, for its statistics move without its being called",
-        "masked: not looked at, for it is called with more than its input",
+        "weighted: not looked at, for it is called with more than its input",
     }
+
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 3, 1), own.MaskedBatchNorm(3)
+
+    def forward(self, x, mask=None):
+        return self.norm(self.conv(x), mask=mask)
+
+
+def test_of_a_layer_that_takes_a_mask_only_what_is_real_counts():
+    model = Masked()
+    x, mask = torch.randn(4, 6, 2, 5) + 3, torch.rand(4, 6, 5) < 0.6
+    batches = [{"x": torch.where(m[:, None], part, torch.nan), "mask": m} for part, m in zip(x, mask, strict=True)]
+    found = facts(model, batches, mask="mask")
+    (layer,) = found.layers
+    with torch.no_grad():
+        real = model.conv(x.flatten(0, 1)).movedim(1, -1)[mask.flatten(0, 1)].double()
+    np.testing.assert_allclose(layer.seen.mean, real.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(layer.seen.var, real.var(0, correction=0), rtol=1e-5)
+    assert (layer.seen.n, layer.seen.fewest) == (len(real), int(mask.sum((1, 2)).min()))
+    assert layer.seen.finite
+    assert layer.seen.bias_from == "conv"
+    assert layer.seen.iid_ratio is layer.seen.real_mean is None
+    assert found.notes[0] == "norm: a mask reaches it, and what that leaves out does not count"
+    (layer,) = facts(model, list(x)).layers  # without a mask
+    assert layer.seen.n == 4 * 6 * 5
+
+
+def test_a_single_real_value_is_noticed():
+    model = Masked()
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[0, 0] = True
+    found = facts(model, [{"x": torch.randn(2, 2, 5), "mask": m} for m in (mask, ~mask)])
+    assert found.single == ("norm",)
+    assert found.layers[0].seen.n == 9
+
+
+def test_what_is_no_mask_is_for_the_layer_to_refuse():
+    with pytest.raises(ValueError, match="mask"):
+        facts(Masked(), [{"x": torch.randn(2, 2, 5), "mask": torch.ones(2, 4, dtype=torch.bool)}])
+    with pytest.raises(TypeError, match="mask"):
+        facts(Masked(), [{"x": torch.randn(2, 2, 5), "mask": torch.ones(2, 5)}])
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ LEFT = {
     ),
     "a view of it used": (
         lambda: Net(lambda m, x: m.bn(y := m.a(x)) * y.view(-1).mean(), a=conv(), bn=nn.BatchNorm2d(4)),
-        "also used by view",
+        "also used by mean",
     ),
     "two batch norms on one": (
         lambda: Net(lambda m, x: m.bn(y := m.a(x)) + m.c(y), a=conv(), bn=nn.BatchNorm2d(4), c=nn.BatchNorm2d(4)),
@@ -181,7 +181,19 @@ LEFT = {
     ),
     "other channels": (
         lambda: Net(lambda m, x: m.bn(m.a(x)), a=nn.Linear(3, 3), bn=nn.BatchNorm2d(4)),
-        "the output of a has 4 axes",
+        "the channels of the output of a are not those of the batch norm",
+    ),
+    "channels mixed by a view": (
+        lambda: Net(lambda m, x: m.bn(m.a(x).view(-1, 4, 3, 3)), a=conv(4, 8), bn=nn.BatchNorm2d(4)),
+        "the channels of the output of a are not those of the batch norm",
+    ),
+    "axes moved": (
+        lambda: Net(lambda m, x: m.bn(m.a(x).mT.transpose(1, 3)), a=conv(4, 3), bn=nn.BatchNorm2d(3)),
+        "the channels of the output of a are not those of the batch norm",
+    ),
+    "bits seen as another type": (
+        lambda: Net(lambda m, x: m.bn(m.a(x).view(torch.int32).view(torch.float32)), a=conv(), bn=nn.BatchNorm2d(4)),
+        "what arrives comes from view",
     ),
 }
 
@@ -217,6 +229,48 @@ def test_questions_to_a_tensor_are_no_use_of_it():
 
     model = randomise(Net(forward, a=conv(), bn=nn.BatchNorm2d(4))).eval()
     assert fold(model, data(2, 4, 3, 3)).folding.folded == (("a", "bn"),)
+
+
+SEEN_THROUGH = {
+    "flattened rows": lambda m, x: m.bn(m.a(x).flatten(0, 1)).reshape_as(m.a_out),
+    "reshaped": lambda m, x: m.bn(m.a(x).reshape(-1, 5)),
+    "viewed twice": lambda m, x: m.bn(m.a(x).view(12, 5).contiguous().unsqueeze(2)),
+    "channels moved": lambda m, x: m.bn(m.a(x).transpose(1, 2)).transpose(1, 2),
+    "transposed matrices": lambda m, x: m.bn(m.a(x).mT),
+    "permuted": lambda m, x: m.bn(torch.permute(m.a(x), (0, 2, 1))),
+}
+
+
+@pytest.mark.parametrize("name", SEEN_THROUGH)
+def test_a_layer_is_found_behind_other_shapes_of_its_output(name):
+    model = Net(SEEN_THROUGH[name], a=nn.Linear(4, 5), bn=nn.BatchNorm1d(5), a_out=nn.Parameter(torch.zeros(3, 4, 5)))
+    x = data(3, 4, 4)
+    folded = fold(randomise(model).eval(), x)
+    assert folded.folding.folded == (("a", "bn"),)
+    torch.testing.assert_close(folded(x), model(x), rtol=0, atol=1e-5)
+
+
+def test_a_shape_asked_of_the_output_is_no_use_of_it():
+    model = Net(lambda m, x: m.bn((y := m.a(x)).flatten(0, 1)).reshape_as(y), a=nn.Linear(4, 5), bn=nn.BatchNorm1d(5))
+    assert fold(randomise(model).eval(), data(3, 4, 4)).folding.folded == (("a", "bn"),)
+
+
+def test_a_convolution_of_one_sample_without_its_axis():
+    model = Net(lambda m, x: m.bn(m.a(x[0]).T), a=nn.Conv1d(4, 5, 1), bn=nn.BatchNorm1d(5))
+    x = data(1, 4, 6)
+    folded = fold(randomise(model).eval(), x)
+    assert folded.folding.folded == (("a", "bn"),)
+    torch.testing.assert_close(folded(x), model(x), rtol=0, atol=1e-5)
+
+
+class Summed(nn.Conv2d):
+    def forward(self, x):
+        return super().forward(x).sum()
+
+
+def test_a_layer_that_gives_a_single_number_is_no_source():
+    model = randomise(Net(lambda m, x: m.bn(x + m.a(x)), a=Summed(4, 4, 1), bn=nn.BatchNorm2d(4))).eval()
+    assert "add" in fold(model, data(2, 4, 3, 3)).folding.left["bn"]
 
 
 def test_training_mode_is_left_and_comes_back():

@@ -65,6 +65,43 @@ def test_the_f_statistic_is_that_of_one_way_analysis_of_variance(rng):
     np.testing.assert_allclose(observed(means).iid_ratio, stats.f_oneway(*means).statistic, rtol=1e-10)
 
 
+def test_the_farthest_batch_is_found_by_its_mean(rng):
+    batches = [rng.standard_normal((32, 3, 5)) for _ in range(20)]
+    batches[7][:, 0] += 2.0
+    batches[11][:, 1] -= 3.0
+    facts = observed(batches)
+    means = np.stack([x.mean(axis=2) for x in batches])
+    within = np.sqrt(means.var(axis=1, ddof=1).mean(axis=0))
+    off = np.abs(means.mean(axis=1) - means.mean(axis=(0, 1)))
+    assert (off.argmax(axis=0)[:2] == [7, 11]).all()
+    std = np.concatenate(batches).std(axis=(0, 2))
+    np.testing.assert_allclose(facts.farthest, off.max(axis=0) / std, rtol=1e-10)
+    own = np.maximum(within, means.std(axis=1)[off.argmax(axis=0), range(3)])
+    np.testing.assert_allclose(facts.farthest_errors, off.max(axis=0) / own * 32**0.5, rtol=1e-10)
+    assert facts.farthest_errors[0] > 20
+    assert facts.farthest_errors[2] < 5
+
+
+def test_one_strange_sample_does_not_make_its_batch_the_farthest(rng):
+    batches = [rng.standard_normal((32, 2)) for _ in range(20)]
+    batches[3][5] = 100.0
+    assert (observed(batches).farthest_errors < 4).all()
+
+
+def test_small_batches_are_not_judged_one_by_one(rng):
+    batches = [rng.standard_normal((32, 2)) for _ in range(9)]
+    last = 9 + rng.standard_normal((15, 2))
+    assert (observed([*batches, last]).farthest_errors < 6).all()  # it has moved the mean
+    assert (observed([*batches, np.concatenate([last, last[:1]])]).farthest_errors > 20).all()
+    assert observed([x[:15] for x in batches]).farthest is None
+    assert observed(batches, samples=4).farthest_errors is None
+
+
+def test_constant_batches_are_not_far():
+    facts = observed([np.ones((16, 2)), np.ones((16, 2))])
+    assert (facts.farthest_errors == 0).all()
+
+
 def test_calls_that_differ_do_not_make_the_batches_look_unfair(rng):
     batches = [[rng.standard_normal((32, 2)), rng.standard_normal((32, 2)) + 9] for _ in range(30)]
     assert (observed(batches).iid_ratio < 3).all()

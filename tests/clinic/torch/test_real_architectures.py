@@ -72,7 +72,7 @@ FAMILIES = {
             "down_ops": [["Subsample", 8, 2, 2, 2, 2], ["Subsample", 8, 3, 2, 2, 2]],
         },
         27,
-        {"flatten": 22, "mean": 1},
+        {"mean": 1},
         sizes=(24, 24, 20),
     ),
     "MobileViT": Family(

@@ -418,3 +418,31 @@ def test_masked_layer_without_a_mask_counts_all():
     arrived = model.conv1(torch.cat(data))
     torch.testing.assert_close(model.norm1.running_mean, arrived.mean((0, 2)), rtol=1e-12, atol=0)
     torch.testing.assert_close(model.norm1.running_var, arrived.var((0, 2)), rtol=1e-12, atol=0)
+
+
+class Weighing(nn.BatchNorm1d):
+    """Somebody's layer that counts in a way of its own."""
+
+    def forward(self, input, weights=None):
+        return super().forward(input)
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.other = Weighing(2), nn.BatchNorm1d(2)
+
+    def forward(self, x, weights=None):
+        return self.other(self.norm(x, weights))
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_a_layer_that_counts_in_its_own_way_is_left(one_pass):
+    model = Weighted()
+    data = [{"x": torch.randn(8, 2) + 5, "weights": torch.rand(8)} for _ in range(3)]
+    repair = recalibrate(model, iter(data) if one_pass else data, one_pass=one_pass, progress=False)
+    assert repair.layers == ("other",)
+    assert dict(repair.left) == {"norm": "it is called with more than its input, so what it counts is not known"}
+    assert (model.norm.running_mean == 0).all()
+    assert not (model.other.running_mean == 0).any()
+    assert recalibrate(model, [batch["x"] for batch in data], progress=False).layers == ("norm", "other")
