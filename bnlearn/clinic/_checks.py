@@ -65,15 +65,17 @@ def bn102(facts: Facts) -> Iterator[Finding]:
     """Statistics that no batch has ever moved."""
     tracking = [layer for layer in facts.layers if layer.running_mean is not None and not unused(facts, layer)]
     if tracking and all(fresh(layer) and awaits_training(facts, layer) for layer in tracking):
-        evidence = f"All {len(tracking)} layers have mean 0, variance 1, and the gamma and beta they start with."
+        evidence = f"Each layer ({len(tracking)} in all) has mean 0, variance 1, and the gamma and beta it starts with."
         yield say("BN102", "", evidence, "Nothing before training; evaluate the model only after it.", "info")
         return
+    whole = "get_weights(), moving statistics" if facts.framework == "keras" else "state_dict(), buffers"
+    copy = f"Copy the whole {whole} too; if the statistics are gone: bnlearn.recalibrate(model, data)."
     for layer in filter(fresh, tracking):
         waits = awaits_training(facts, layer)
         evidence = "The running statistics are exactly mean 0 and variance 1, as when the layer was made" + (
             ", and so are gamma and beta." if waits else ", but gamma and beta have been trained or loaded."
         )
-        yield say("BN102", layer.name, evidence, RECALIBRATE, "info" if waits else None)
+        yield say("BN102", layer.name, evidence, RECALIBRATE if waits else copy, "info" if waits else None)
 
 
 def bn103(facts: Facts) -> Iterator[Finding]:

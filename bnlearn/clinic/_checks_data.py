@@ -241,7 +241,7 @@ def bn310(facts: Facts) -> Iterator[Finding]:
     """Padding that counts in the statistics."""
     for layer in facts.layers:
         seen = _usable(layer)
-        if seen is None or seen.real_mean is None or seen.real_var is None or "masked" in layer.kind.lower():
+        if seen is None or seen.real_mean is None or seen.real_var is None:
             continue
         live = _live(layer)
         real = seen.real_var[live] + layer.eps
@@ -255,6 +255,8 @@ def bn310(facts: Facts) -> Iterator[Finding]:
                 f"{live.sum()} channels."
             )
             name = "bnlearn.torch.MaskedBatchNorm" if facts.framework == "torch" else "the layer's mask argument"
+            if "masked" in layer.kind.lower():
+                name = "call the layer with a mask that is True only where the input is real"
             yield found("BN310", layer.name, evidence, f"Leave the padding out: {name}.")
 
 

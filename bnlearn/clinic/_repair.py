@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 __all__ = ["Repair"]
 
@@ -67,6 +67,12 @@ class Repair:
     ) -> None:
         if self._undo is not None:
             self.undo()
+
+    def __reduce__(self) -> NoReturn:
+        # A copy's undo() would take back what was done to this model, not to the copied one.
+        raise TypeError(
+            "expected a model to copy or pickle, got a Repair, whose undo() is for this very model; take .model"
+        )
 
     def __repr__(self) -> str:
         lines = [f"{len(self.layers)} {self.what}" + (f": {', '.join(self.layers)}" if self.layers else "")]

@@ -178,7 +178,8 @@ report = bnlearn.audit(model, batches)
         ),
         seen=(
             "Statistics with and without the padding. In a quarter of the channels the mean moves by a quarter of a "
-            "standard deviation, or the variance by a factor of 1.5."
+            "standard deviation, or the variance by a factor of 1.5. Of a layer that is called with a mask of its own, "
+            "what this lets through is compared."
         ),
         misses="Layers whose input has other positions than the mask, such as those behind a stride.",
         cure=(

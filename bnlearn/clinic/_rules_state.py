@@ -56,8 +56,8 @@ report = bnlearn.audit(model)
             "statistics copied from elsewhere that are not exactly 0 and 1; with data, BN306 finds those."
         ),
         cure=(
-            "Copy the whole `state_dict()`, not `parameters()` only. If the statistics are gone: "
-            "`bnlearn.recalibrate(model, data)`."
+            "Copy the whole `state_dict()`, not `parameters()` only; in Keras `get_weights()`, not "
+            "`trainable_variables`. If the statistics are gone: `bnlearn.recalibrate(model, data)`."
         ),
         example="""\
 import bnlearn

@@ -19,10 +19,15 @@ def batches(data: Any) -> Iterator[Any]:
     Raises
     ------
     TypeError
-        If ``data`` is a single array or mapping, or nothing to iterate over.
+        If ``data`` is a single array, tuple of arrays or mapping, or nothing to iterate over.
     ValueError
         If it has no batch, or no end.
     """
+    if isinstance(data, tuple) and any(hasattr(part, "shape") for part in data):
+        raise TypeError(
+            f"expected an iterable of batches, got a {type(data).__name__} of arrays, which looks like one (x, y); "
+            f"{WAYS}; of one batch, [batch]; of several, list(data)"
+        )
     if hasattr(data, "shape") or isinstance(data, (str, bytes, dict)) or not _iterable(data):
         what = f"one array of shape {tuple(data.shape)}" if hasattr(data, "shape") else f"a {type(data).__name__}"
         raise TypeError(f"expected an iterable of batches, got {what}; {WAYS}; of one batch, [batch]")

@@ -108,7 +108,8 @@ def tell(observer: Observer, arrival: Arrival, samples: int, mask: Any = None, s
     """Let an observer see what arrived. What Keras's own mask leaves out does not count, as in the layer."""
     x = np.moveaxis(array(arrival.x), arrival.layer.axis, 1)
     if arrival.mask is not None:
-        real = array(arrival.mask).astype(bool)
-        # One row: these are no samples any more.
-        x, mask = np.moveaxis(x, 1, -1)[real].T[None], None
+        counts = array(arrival.mask).astype(bool)
+        # One row of what counts: these are no samples any more. Is all of it real?
+        x = np.moveaxis(x, 1, -1)[counts].T[None]
+        mask = mask[counts][None] if mask is not None and mask.shape == counts.shape else None
     observer.see(x, samples=samples, mask=mask, source=source)

@@ -175,7 +175,7 @@ class _Watch:
         """Which positions are real: the user's word, or the model's own mask where it does not reach the layer."""
         if arrival.mask is not None:
             self.found.note(f"{arrival.name}: Keras's own mask reaches it, and what that leaves out does not count")
-            return None
+            return self._mask
         if self._mask is not None:
             return self._mask
         shape = list(arrival.x.shape)

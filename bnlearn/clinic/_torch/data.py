@@ -36,7 +36,11 @@ def check_data(data: Any) -> None:
             "batches, [data] if this is one"
         )
     if isinstance(data, Mapping) or (isinstance(data, tuple) and any(map(_is_array, data))):
-        raise TypeError(f"expected data to be batches, got a {type(data).__name__}, which looks like one; pass [data]")
+        # Tensors of one shape may be batches, or one batch of an image and its target: the two cannot be told apart.
+        several = ", or list(data) if it holds several, as Tensor.split gives them" if isinstance(data, tuple) else ""
+        raise TypeError(
+            f"expected data to be batches, got a {type(data).__name__}, which looks like one; pass [data]{several}"
+        )
     if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
         raise TypeError(f"expected data to be batches, got single samples, of {type(data).__name__}; pass a DataLoader")
     if isinstance(data, str | bytes) or not (isinstance(data, Iterable) or hasattr(data, "__getitem__")):

@@ -289,8 +289,10 @@ class _Watch:
             source, mask = self._maker_of(x), self._mask
             others = [value for value in given[1:] if value is not None]
             if others and _masks(layer, x, others[0]):
-                # One row of what is real: these are no samples any more.
-                x, mask = x.movedim(1, -1)[others[0]].T[None], None
+                # One row of what counts: these are no samples any more. Is all of it real?
+                counts = to_numpy(others[0])
+                x = x.movedim(1, -1)[others[0]].T[None]
+                mask = mask[counts][None] if mask is not None and mask.shape == counts.shape else None
                 self.notes[f"{name}: a mask reaches it, and what that leaves out does not count"] = None
             elif others:
                 self.left[name] = "it is called with more than its input"

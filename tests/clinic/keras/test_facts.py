@@ -288,6 +288,13 @@ def test_a_mask_that_reaches_the_layer():
     np.testing.assert_allclose(seen.mean, real(model).mean(axis=0), rtol=1e-6)
     assert (seen.fewest, seen.n, seen.real_mean, found.masked) == (3, 12, None, False)
     assert found.notes == ("bn: Keras's own mask reaches it, and what that leaves out does not count",)
+    found = facts(model, TOKENS, mask=lambda tokens: tokens > 0)
+    assert found.masked
+    np.testing.assert_allclose(layer(found).seen.real_mean, seen.mean, rtol=1e-12)
+    found = facts(model, TOKENS, mask=lambda tokens: tokens == 3)  # Keras's mask lets more through
+    e = model.get_layer("e").embeddings.numpy()
+    np.testing.assert_allclose(layer(found).seen.real_mean, e[3], rtol=1e-6)
+    assert not facts(model, TOKENS, mask=lambda tokens: tokens[:, :2] > 0).masked
 
 
 @pytest.mark.filterwarnings("ignore:Layer 'conv'")

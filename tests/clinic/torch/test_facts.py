@@ -362,10 +362,26 @@ def test_of_a_layer_that_takes_a_mask_only_what_is_real_counts():
     assert (layer.seen.n, layer.seen.fewest) == (len(real), int(mask.sum((1, 2)).min()))
     assert layer.seen.finite
     assert layer.seen.bias_from == "conv"
-    assert layer.seen.iid_ratio is layer.seen.real_mean is None
+    assert layer.seen.iid_ratio is None
+    np.testing.assert_allclose(layer.seen.real_mean, layer.seen.mean, rtol=1e-12)
+    assert found.masked
     assert found.notes[0] == "norm: a mask reaches it, and what that leaves out does not count"
     (layer,) = facts(model, list(x)).layers  # without a mask
     assert layer.seen.n == 4 * 6 * 5
+
+
+def test_a_mask_that_a_layer_takes_is_compared_with_the_user_s():
+    model = Masked()
+    x, real = torch.randn(3, 4, 2, 5), torch.rand(3, 4, 5) < 0.6
+    batches = [{"x": part, "mask": torch.ones(4, 5, dtype=torch.bool)} for part in x]
+    masks = iter(real)
+    (layer,) = facts(model, batches, mask=lambda batch: next(masks)).layers
+    with torch.no_grad():
+        z = model.conv(x.flatten(0, 1)).movedim(1, -1).double()
+    np.testing.assert_allclose(layer.seen.mean, z.mean((0, 1)), rtol=1e-4)
+    np.testing.assert_allclose(layer.seen.real_mean, z[real.flatten(0, 1)].mean(0), rtol=1e-4)
+    (layer,) = facts(model, batches, mask=lambda batch: torch.ones(4, dtype=torch.bool)).layers
+    assert layer.seen.real_mean is None
 
 
 def test_a_single_real_value_is_noticed():
