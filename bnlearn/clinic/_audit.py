@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from bnlearn.clinic._checks import CHECKS
@@ -14,6 +15,10 @@ from bnlearn.clinic._rule import SEVERITIES
 from bnlearn.clinic._rules import RULES
 
 __all__ = ["audit", "examine"]
+
+SYMPTOMS = ("BN306", "BN309")
+CAUSES = ("BN103", "BN104", "BN105", "BN106", "BN303", "BN307", "BN310", "BN312", "BN402")
+"""What makes running statistics wrong, or makes what is computed from them wrong again."""
 
 
 def audit(
@@ -79,6 +84,7 @@ def examine(facts: Facts) -> Report:
     skipped = dict(_skipped(facts))
     order = {layer.name: layer.order for layer in facts.layers} | {"": -1}
     findings = [finding for code, check in CHECKS.items() if code not in skipped for finding in check(facts)]
+    findings = list(_causes_first(findings))
 
     def place(finding: Finding) -> tuple[int, int, str]:
         return -SEVERITIES.index(finding.severity), order[finding.layer], finding.code
@@ -92,6 +98,18 @@ def examine(facts: Facts) -> Report:
         skipped=skipped,
         source=facts.source,
     )
+
+
+def _causes_first(findings: list[Finding]) -> Iterator[Finding]:
+    """The findings; those that new statistics seem to cure point to what has spoilt the old ones, where that is found.
+
+    Recalibrated over its cause, such a symptom goes away or comes back, and nothing is mended.
+    """
+    causes = list(dict.fromkeys(finding.code for finding in findings if finding.code in CAUSES))
+    for finding in findings:
+        if finding.code in SYMPTOMS and causes:
+            finding = replace(finding, fix=f"First mend {' and '.join(causes)}. Then: {finding.fix}")
+        yield finding
 
 
 def _skipped(facts: Facts) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,9 @@ __all__ = ["bn302", "bn303", "bn304", "bn305", "bn306", "bn307", "bn308", "bn309
 NOISE = 4.0
 """How many standard errors of sampling a difference must exceed before it counts at all."""
 
+BLOWN_UP = 1e4
+"""BN305: PyTorch's usual epsilon lets a silent channel be multiplied by 316 times gamma, Keras's by 32."""
+
 FAR_SHARE = 0.25
 """BN306, BN310: the share of live channels that must be off. A few rarely active channels always are."""
 
@@ -23,6 +26,9 @@ FAR_MEAN = 0.3
 FAR_VARIANCE = 2.0
 """BN306: a mean so many standard deviations off moves one value in eight to the other side of a ReLU, and a variance
 off by this factor scales what follows by 1.41. Healthy networks with enough data stay well below either."""
+
+OF_THE_START = 0.05
+"""BN306: what the running statistics may hold of their initial values before that is worth a word."""
 
 APART_MEAN = 0.5
 APART_VARIANCE = 2.0
@@ -121,10 +127,28 @@ def bn304(facts: Facts) -> Iterator[Finding]:
 def bn305(facts: Facts) -> Iterator[Finding]:
     """Channels that say nothing."""
     for layer in facts.layers:
-        if variance(layer) is not None and (count := int(dead(layer).sum())):
-            source = "in the data" if layer.seen is not None else "by the running statistics"
-            evidence = f"{count} of {layer.channels} channels are constant {source}."
+        if variance(layer) is None or not (count := int((silent := dead(layer)).sum())):
+            continue
+        source = "in the data" if layer.seen is not None else "by the running statistics"
+        evidence = f"{count} of {layer.channels} channels are constant {source}."
+        gain = _gain(layer, silent)
+        if layer.seen is not None and count == layer.channels and layer.seen.n > 1:
+            fix = "Nothing passes: look for what comes before, such as a gamma of zeros, or units that never open."
+            yield found("BN305", layer.name, evidence, fix, "warning")
+        elif gain > BLOWN_UP:
+            evidence += f" Should one ever move, evaluation multiplies what arrives by up to {gain:.3g}."
+            yield found("BN305", layer.name, evidence, f"Set eps to 1e-5 or so; it is {layer.eps:.3g}.", "warning")
+        else:
             yield found("BN305", layer.name, evidence, "Prune them, or find out why the layer before went silent.")
+
+
+def _gain(layer: LayerFacts, silent: NDArray[np.bool_]) -> float:
+    """What evaluation multiplies the silent channels by, at most."""
+    if layer.running_var is None:
+        return 0.0
+    with np.errstate(all="ignore"):
+        scale = np.broadcast_to(1.0 if layer.gamma is None else np.abs(layer.gamma), layer.running_var.shape)
+        return float(np.max((scale / np.sqrt(layer.running_var + layer.eps))[silent]))
 
 
 def _sampling(layer: LayerFacts, seen: SeenFacts) -> float:
@@ -153,9 +177,19 @@ def bn306(facts: Facts) -> Iterator[Finding]:
             evidence = (
                 f"In {off.sum()} of {live.sum()} live channels the running statistics are not the data's: the mean "
                 f"is off by {_median(shift):.3g} standard deviations, the variance is {_median(ratio):.3g} times "
-                "the data's (medians)."
+                "the data's (medians)." + _of_the_start(layer)
             )
             yield found("BN306", layer.name, evidence, RECALIBRATE)
+
+
+def _of_the_start(layer: LayerFacts) -> str:
+    """What is left in a moving average of the mean 0 and variance 1 that it began with, if that is much."""
+    if not layer.batches_seen or layer.momentum is None or not 0 < layer.momentum < 1:
+        return ""
+    left = (1 - layer.momentum) ** layer.batches_seen
+    if left < OF_THE_START:
+        return ""
+    return f" After {layer.batches_seen} batches at momentum={layer.momentum:.3g}, {left:.0%} of the start is in them."
 
 
 def _fair_limit(batches: int) -> float:
@@ -176,28 +210,41 @@ def _chance_limit(batches: int) -> float:
 
 
 def bn307(facts: Facts) -> Iterator[Finding]:
-    """Batches that are no fair draws from the data."""
-    for layer in facts.layers:
-        seen = _usable(layer)
-        if seen is None or seen.iid_ratio is None or seen.batches < MIN_BATCHES:
-            continue
-        live = _live(layer)
-        if (upper := _upper(seen.iid_ratio, live)) > _fair_limit(seen.batches):
-            evidence = (
-                f"In a quarter of the channels the means of the {seen.batches} batches vary {upper:.3g} times as much "
-                f"as fair draws would, or more (limit {_fair_limit(seen.batches):.3g})."
-            )
-            yield found("BN307", layer.name, evidence, SHUFFLE)
-        elif seen.farthest is not None and seen.farthest_errors is not None:
-            far = live & (seen.farthest > FAR_BATCH)
-            errors = _upper(np.where(far, seen.farthest_errors, 0.0), live)
-            if errors > _chance_limit(seen.batches):
-                evidence = (
-                    f"In a quarter of the channels one of the {seen.batches} batches has a mean that is "
-                    f"{errors:.3g} standard errors off, or more (limit {_chance_limit(seen.batches):.3g}); as a "
-                    "whole the batches pass."
-                )
-                yield found("BN307", layer.name, evidence, SHUFFLE)
+    """Batches that are no fair draws from the data.
+
+    Only the first layer that can tell is asked. Behind it what the batches differ in is gone, and something else has
+    come in: a single outlier scales its whole batch down.
+    """
+    able = (layer for layer in sorted(facts.layers, key=lambda layer: layer.order) if _compares_batches(layer))
+    if (layer := next(able, None)) is not None and (evidence := _unfair(layer)):
+        yield found("BN307", layer.name, evidence, SHUFFLE)
+
+
+def _compares_batches(layer: LayerFacts) -> bool:
+    seen = _usable(layer)
+    return seen is not None and seen.iid_ratio is not None and seen.batches >= MIN_BATCHES
+
+
+def _unfair(layer: LayerFacts) -> str:
+    """What speaks against the batches, as a whole or one of them; empty if nothing does."""
+    seen, live = layer.seen, _live(layer)
+    assert seen is not None
+    assert seen.iid_ratio is not None
+    if (upper := _upper(seen.iid_ratio, live)) > _fair_limit(seen.batches):
+        return (
+            f"In a quarter of the channels the means of the {seen.batches} batches vary {upper:.3g} times as much "
+            f"as fair draws would, or more (limit {_fair_limit(seen.batches):.3g})."
+        )
+    if seen.farthest is None or seen.farthest_errors is None:
+        return ""
+    far = live & (seen.farthest > FAR_BATCH)
+    errors = _upper(np.where(far, seen.farthest_errors, 0.0), live)
+    if errors <= _chance_limit(seen.batches):
+        return ""
+    return (
+        f"In a quarter of the channels one of the {seen.batches} batches has a mean that is {errors:.3g} standard "
+        f"errors off, or more (limit {_chance_limit(seen.batches):.3g}); as a whole the batches pass."
+    )
 
 
 def bn308(facts: Facts) -> Iterator[Finding]:

@@ -22,7 +22,7 @@ DEAD = 1e-12
 NOTHING = 1e-16
 """A variance that is none whatever the mean; a running one gets there in some hundred steps without any."""
 
-RECALIBRATE = "Compute the statistics: bnlearn.recalibrate(model, data), on batches drawn as in training."
+RECALIBRATE = "If the data is preprocessed and drawn as in training: bnlearn.recalibrate(model, data)."
 
 Mask = NDArray[np.bool_]
 

@@ -32,9 +32,12 @@ DATA = (
             "BN309 sees what they add up to."
         ),
         cure=(
-            "`bnlearn.recalibrate(model, data)`, with data as in training. No weight changes. If you trained on "
-            "another mixture of classes than this data has (a rare one oversampled), do not recalibrate on it: the "
-            "statistics belong to the weights. Audit with the batches that you train with."
+            "`bnlearn.recalibrate(model, data)`, with data as in training. No weight changes. Is the first layer far "
+            "off, by a large factor? Then look at units and preprocessing before: recalibrated, the model would fit "
+            "the wrong ones, and nothing would tell any more. If another finding names what has spoilt the statistics, "
+            "mend that first. If you trained on another mixture of classes than this data has (a rare one "
+            "oversampled), do not recalibrate on it: the statistics belong to the weights. Audit with the batches that "
+            "you train with."
         ),
         example="""\
 import bnlearn
@@ -72,11 +75,11 @@ report = bnlearn.audit(model, batches)
             "about 1 for fair draws. A finding needs a quarter of the channels above 3 and above what chance gives "
             "once in a million, and at least four batches. Or a single batch, of sixteen samples or more, is off: in a "
             "quarter of the channels its mean lies 0.3 standard deviations away, and further than the farthest of so "
-            "many fair batches would once in a million."
+            "many fair batches would once in a million. Only the first layer that normalises by the batch is asked."
         ),
         misses=(
-            "Batches that are balanced but not fair; a single unfair batch that is small, or off by little; and "
-            "differences in layers behind another BatchNorm, which has taken them away. Layers whose rows are not "
+            "Batches that are balanced but not fair; a single unfair batch that is small, or off by little; and a "
+            "second input of the model whose first BatchNorm is not the model's first. Layers whose rows are not "
             "the batch's samples, such as a detector's head for regions: give the head and its inputs. A loader that "
             "you made for validation, unshuffled, is flagged: give the one you train with."
         ),

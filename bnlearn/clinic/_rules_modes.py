@@ -184,9 +184,10 @@ report = bnlearn.audit(model, optimizer=optimizer)
         ),
         seen=(
             "The layer's axis against the data format of the convolution that it follows, and the shape it was built "
-            "for."
+            "for. On images that come from no layer: against that of the convolution that it feeds, in a graph of "
+            "layers."
         ),
-        misses="Layers that follow no convolution or pooling: the audit cannot know what their axes mean.",
+        misses="Other layers that follow no convolution or pooling: the audit cannot know what their axes mean.",
         cure="`axis=-1`, the default, for channels last; `axis=1` for channels first.",
         example="""\
 import bnlearn

@@ -153,7 +153,11 @@ report = bnlearn.audit(model, [torch.randn(4, 8) for _ in range(16)])
             "should a dead channel ever move, dividing by the root of epsilon blows it up: some three hundred times "
             "with PyTorch's default, some thirty with Keras's."
         ),
-        seen="A variance that float32 cannot tell from zero, in the data or else in the running statistics.",
+        seen=(
+            "A variance that float32 cannot tell from zero, in the data or else in the running statistics. It is a "
+            "warning if all channels of the layer are silent, or if epsilon is so small that evaluation would multiply "
+            "one by more than ten thousand."
+        ),
         misses="Channels that are dead on other data than yours.",
         cure="Prune them, or look for the cause: units whose ReLU never opens, an input feature that is constant.",
         example="""\

@@ -135,3 +135,13 @@ def test_the_names_at_the_top():
     for name in ("datasets", "gradcheck", "training"):
         assert getattr(bnlearn, name).__name__ == f"bnlearn.{name}"
         assert name not in bnlearn.__all__
+
+
+def test_a_symptom_points_to_its_cause(facts, layer, seen):
+    far = layer(running_mean=seen().mean + 9 * np.sqrt(seen().var))
+    alone = examine(facts(far, data_run=True))
+    assert alone.by_code("BN306")[0].fix.startswith("If the data is preprocessed and drawn as in training: ")
+    both = examine(facts(far, layer(name="slow", order=1, momentum=0.99), data_run=True))
+    (symptom,) = both.by_code("BN306")
+    assert symptom.fix.startswith("First mend BN104. Then: If the data is preprocessed")
+    assert not both.by_code("BN104")[0].fix.startswith("First")

@@ -320,6 +320,32 @@ def test_bn305(facts, layer, seen):
     assert told(facts(layer(seen=seen(mean=np.zeros(8), var=np.full(8, 1e-12)))), "BN305") == []
 
 
+def test_bn305_where_nothing_passes(facts, layer, seen):
+    (finding,) = told(facts(layer(seen=seen(var=np.zeros(8)))), "BN305")
+    assert (finding.evidence, finding.severity) == ("8 of 8 channels are constant in the data.", "warning")
+    assert finding.fix.startswith("Nothing passes")
+    (finding,) = told(facts(layer(seen=seen(var=np.zeros(8), n=1))), "BN305")  # of one value that is no wonder
+    assert finding.severity == "info"
+
+
+def test_bn305_where_evaluation_would_blow_it_up(facts, layer, seen):
+    silent = np.where(np.arange(8) < 2, 0.0, 1.0)
+    gamma = np.where(np.arange(8) == 1, -3.0, 0.5)
+
+    def flagged(**changes):
+        known = {"seen": seen(var=silent), "running_var": silent, "gamma": gamma, "eps": 1e-12} | changes
+        (finding,) = told(facts(layer(**known)), "BN305")
+        return finding
+
+    assert flagged().severity == "warning"
+    assert "multiplies what arrives by up to 3e+06" in flagged().evidence
+    assert "it is 1e-12" in flagged().fix
+    assert "by up to 1e+06" in flagged(gamma=None).evidence
+    for usual in ({"eps": 1e-5}, {"running_var": np.ones(8)}, {"running_mean": None, "running_var": None}):
+        assert flagged(**usual).severity == "info"
+        assert "multiplies" not in flagged(**usual).evidence
+
+
 def stale(layer, seen, *, shift=0.0, ratio=1.0, channels=8, **changes):
     """Running statistics that are off in so many channels."""
     off = np.arange(8) < channels
@@ -374,6 +400,18 @@ def test_bn306_is_silent_where_it_cannot_tell(facts, layer, seen, fresh):
     assert told(facts(fresh()), "BN306") == []  # BN102
 
 
+def test_bn306_tells_what_is_left_of_the_start(facts, layer, seen):
+    def slow(**changes):
+        (finding,) = told(facts(replace(stale(layer, seen, shift=9.0), **changes)), "BN306")
+        return finding.evidence
+
+    assert slow(momentum=0.001, batches_seen=86).endswith(
+        "After 86 batches at momentum=0.001, 92% of the start is in them."
+    )
+    for known in ({"batches_seen": 40}, {"batches_seen": None}, {"momentum": None}, {"momentum": 1.0}):
+        assert "of the start" not in slow(**known)
+
+
 def test_bn307(facts, layer, seen):
     def flagged(ratio, **changes):
         return told(facts(layer(seen=seen(iid_ratio=np.full(8, ratio), **changes))), "BN307")
@@ -393,6 +431,20 @@ def test_bn307(facts, layer, seen):
     assert told(facts(layer(seen=seen(iid_ratio=few))), "BN307") == []
     assert flagged(NAN) == []
     assert told(facts(layer(seen=seen(iid_ratio=None)), layer(seen=None)), "BN307") == []
+
+
+def test_bn307_asks_the_first_layer_that_can_tell(facts, layer, seen):
+    unfair, fair = seen(iid_ratio=np.full(8, 99.0)), seen()
+    second = layer(name="second", order=2, seen=unfair)
+    for first in (
+        layer(order=1, seen=None),
+        layer(order=1, seen=seen(iid_ratio=None)),
+        layer(order=1, trains=False),
+        layer(order=1, seen=seen(finite=False)),
+    ):
+        assert layers(facts(second, first), "BN307") == [("second", "warning")]
+    assert layers(facts(second, layer(order=1, seen=fair)), "BN307") == []
+    assert layers(facts(second, layer(name="first", order=1, seen=unfair)), "BN307") == [("first", "warning")]
 
 
 def test_bn307_one_batch_among_many(facts, layer, seen):

@@ -62,8 +62,29 @@ def problems(model: Any) -> dict[int, str]:
     return found
 
 
+def _asked(functional: Any) -> dict[int, Channels]:
+    """On which axis a convolution further on reads its channels, by the tensor's id."""
+    asked: dict[int, Channels] = {}
+    for node in reversed(list(nodes(functional))):
+        layer, ndim = node.operation, len(node.outputs[0].shape)
+        if isinstance(layer, CONVOLUTIONS):
+            axis = 1 if layer.data_format == "channels_first" else ndim - 1
+            asked[id(node.input_tensors[0])] = Channels(axis, layer.name)
+        elif isinstance(layer, SHAPELESS) and id(node.outputs[0]) in asked:
+            asked.update({id(tensor): asked[id(node.outputs[0])] for tensor in node.input_tensors})
+    return asked
+
+
+def _unheard(layer: Any, ndim: int, asked: Channels | None) -> str | None:
+    """What is wrong with the axis of a BN layer on images of unknown origin, by what a convolution makes of them."""
+    if asked is None or ndim < 4 or layer.axis % ndim == asked.axis:
+        return None
+    return f"axis={layer.axis} keeps axis {layer.axis % ndim} of {ndim}, and {asked.layer!r} reads axis {asked.axis}"
+
+
 def _follow(functional: Any, given: list[Channels | None], found: dict[int, str]) -> list[Channels | None]:
     known = dict(zip(map(id, functional.inputs), given, strict=True))
+    asked = _asked(functional)
     for node in nodes(functional):
         layer, inputs = node.operation, [known.get(id(tensor)) for tensor in node.input_tensors]
         if graph(layer) is not None and len(inputs) == len(graph(layer).inputs):
@@ -72,6 +93,7 @@ def _follow(functional: Any, given: list[Channels | None], found: dict[int, str]
             outputs = [after(layer, len(tensor.shape), inputs) for tensor in node.outputs]
         known.update(zip(map(id, node.outputs), outputs, strict=False))
         if isinstance(layer, KINDS):
-            wrong = problem(layer, len(node.outputs[0].shape), inputs[0])
+            ndim, output = len(node.outputs[0].shape), id(node.outputs[0])
+            wrong = problem(layer, ndim, inputs[0]) if inputs[0] else _unheard(layer, ndim, asked.get(output))
             found.update({} if wrong is None else {id(layer): wrong})
     return [known.get(id(tensor)) for tensor in functional.outputs]

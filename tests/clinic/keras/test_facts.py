@@ -249,6 +249,29 @@ def test_channels_first():
     assert layer(facts(model)).axis_problem == "axis=-1 keeps axis 3 of 4, and 'c' puts its channels on axis 1"
 
 
+@pytest.mark.parametrize(
+    ("layers", "wrong"),
+    [
+        ([L.BatchNormalization(axis=1, name="bn"), L.Conv2D(4, 3, name="c")], True),
+        ([L.BatchNormalization(axis=1, name="bn"), L.ReLU(), L.DepthwiseConv2D(3, name="c")], True),
+        ([L.BatchNormalization(axis=3, name="bn"), L.Conv2D(4, 3, name="c")], False),
+        ([L.BatchNormalization(axis=1, name="bn"), L.Conv2D(4, 3, data_format="channels_first", name="c")], False),
+        ([L.BatchNormalization(axis=1, name="bn"), L.Permute((2, 3, 1)), L.Conv2D(4, 3, name="c")], False),
+        ([L.BatchNormalization(axis=1, name="bn"), L.Flatten(), L.Dense(4, name="c")], False),
+    ],
+    ids=["conv", "behind a relu", "right", "channels first", "permuted", "no convolution"],
+)
+def test_of_images_that_come_from_no_layer_the_next_convolution_tells_the_axis(layers, wrong):
+    model = keras.Sequential([keras.Input((6, 6, 6)), *layers])
+    expected = "axis=1 keeps axis 1 of 4, and 'c' reads axis 3" if wrong else None
+    assert layer(facts(model)).axis_problem == expected
+
+
+def test_a_time_step_may_be_normalised_by_itself():
+    model = keras.Sequential([keras.Input((6, 3)), L.BatchNormalization(axis=1, name="bn"), L.Conv1D(4, 3)])
+    assert layer(facts(model)).axis_problem is None
+
+
 class Axis(keras.Model):
     def __init__(self):
         super().__init__()

@@ -98,6 +98,16 @@ def momentum_zero_in_a_config(seed: int) -> Case:
     return Case(train(mlp(16, 24, 4, momentum=0.0), cut(*features())), None, "1")
 
 
+@defect("BN103")
+def tracking_switched_off_later(seed: int) -> Case:
+    """To have the batch's statistics in evaluation, which it does not give: those of this moment stay, and are used."""
+    data = cut(*digits())
+    model = train(convnet(), data, 1)
+    for layer in (model[1], model[4]):
+        layer.track_running_stats = False
+    return Case(standing(train(model, data), seed), data, "4")
+
+
 @defect("BN104")
 def momentum_from_keras(seed: int) -> Case:
     data = cut(*digits())

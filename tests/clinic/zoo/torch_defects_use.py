@@ -185,6 +185,14 @@ def border_of_the_image(seed: int) -> Case:
     return Case(standing(train(model, data), seed), data, "0")
 
 
+@defect("BN305")
+def gammas_of_zero_without_a_way_around(seed: int) -> Case:
+    """As at the end of a residual block, where the block's input passes by; here nothing does."""
+    data, model = cut(*digits()), convnet()
+    nn.init.zeros_(model[1].weight)
+    return Case(standing(train(model, data), seed), data, "4")
+
+
 @defect("BN306")
 def moving_average_of_parameters(seed: int) -> Case:
     """The average starts as a copy of the young model, and takes in its parameters only."""
@@ -246,7 +254,7 @@ def sorted_by_class(seed: int) -> Case:
     x, y = digits()
     order = y.argsort()
     model = train(convnet(), cut(x, y), 4)
-    return Case(standing(model, seed), cut(x[order], y[order]), "4")
+    return Case(standing(model, seed), cut(x[order], y[order]), "1")
 
 
 @defect("BN307")
@@ -255,6 +263,15 @@ def one_patient_in_each_batch(seed: int) -> Case:
     offsets = x.std(0) * torch.randn(16, 1, 16)
     data = cut((x.unflatten(0, (16, 32)) + offsets).flatten(0, 1), y)
     return Case(standing(train(mlp(16, 32, 4), data), seed), data, "1")
+
+
+@defect("BN307")
+def rare_cases_at_the_end(seed: int) -> Case:
+    """A table in which the few cases of interest were added last."""
+    x, y = features(2048)
+    x[-24:] += 2.5 * x.std(0)
+    data = cut(x, y)
+    return Case(standing(train(nn.Sequential(nn.BatchNorm1d(16), *mlp(16, 32, 4)), data, 2), seed), data, "0")
 
 
 @defect("BN307")

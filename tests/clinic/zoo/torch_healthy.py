@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import bnlearn
+from bnlearn.torch import MaskedBatchNorm
 
 from ._case import Case, Entry, register
 from ._torch import (
@@ -319,6 +320,39 @@ def double_precision(seed: int) -> Case:
     x, y = features()
     data = cut(x.double(), y)
     return Case(standing(train(mlp(16, 32, 32, 4).double(), data), seed), data)
+
+
+@healthy()
+def images_with_outliers(seed: int) -> Case:
+    """One image in a hundred is eight times as bright, and scales its whole batch down."""
+    x, y = digits()
+    x[::97] *= 8
+    data = cut(x, y)
+    return Case(standing(train(convnet(), data), seed), data)
+
+
+@healthy()
+def padding_left_out(seed: int) -> Case:
+    """Sequences of different lengths, and layers that get the mask."""
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1, self.norm1 = nn.Conv1d(4, 12, 5, padding=2, bias=False), MaskedBatchNorm(12)
+            self.conv2, self.norm2 = nn.Conv1d(12, 12, 3, padding=1, bias=False), MaskedBatchNorm(12)
+            self.out = nn.Linear(12, 3)
+
+        def forward(self, given: tuple[Tensor, Tensor]) -> Tensor:
+            x, real = given
+            x = self.norm1(self.conv1(x), real).relu()
+            x = self.norm2(self.conv2(x), real).relu()
+            return self.out(x.sum(2) / real.sum(1, keepdim=True))
+
+    x, y = waves(512)
+    real = torch.arange(24) < torch.randint(4, 25, (512, 1))
+    x = torch.where(real[:, None], x, 0.0)
+    data = [((a, b), c) for a, b, c in zip(x.split(32), real.split(32), y.split(32), strict=True)]
+    return Case(standing(train(Reader(), data), seed), data, mask=lambda batch: batch[0][1])
 
 
 @healthy()
