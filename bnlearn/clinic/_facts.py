@@ -149,12 +149,15 @@ class OutputFacts:
         Training mode against evaluation mode as the model stands.
     recalibrated_gap : float
         Training mode against evaluation mode with the statistics of the data.
+    moved : float
+        Evaluation mode as the model stands against evaluation mode with the statistics of the data.
     samples : int
         In that batch.
     """
 
     gap: float
     recalibrated_gap: float
+    moved: float
     samples: int
 
 

@@ -144,8 +144,9 @@ report = bnlearn.audit(model, [torch.randn(64, 64) for _ in range(8)])
         ),
         seen=(
             "The gap as it is, against the gap that would remain if the running statistics were those of the data: "
-            "more than about twice as large, plus a tenth of the outputs' spread. Nothing is flagged while layers are "
-            "still new."
+            "more than about twice as large, plus a tenth of the outputs' spread. Or, in a batch of sixteen samples or "
+            "more, such statistics would move the outputs in evaluation mode by a quarter of their spread, and by "
+            "three times what the draw of the batches explains. Nothing is flagged while layers are still new."
         ),
         misses=(
             "A single batch: two are needed. Gaps that recalibration does not close: see BN304, BN307 and BN308. "

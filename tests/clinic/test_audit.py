@@ -25,7 +25,7 @@ def test_the_worst_come_first_and_then_the_order_of_the_layers(facts, layer):
     bad = {"gamma": np.full(8, np.nan), "momentum": 0.9}
     late, early = layer(name="a", order=2, **bad), layer(name="b", order=1, **bad)
     sound = layer(name="c", order=0, dtype="float16")
-    gap = OutputFacts(gap=9.0, recalibrated_gap=0.1, samples=32)
+    gap = OutputFacts(gap=9.0, recalibrated_gap=0.1, moved=9.0, samples=32)
     report = examine(facts(late, early, sound, output=gap, data_run=True))
     assert [(one.code, one.layer) for one in report.findings] == [
         ("BN309", ""),
@@ -77,7 +77,7 @@ def test_every_reason_not_to_check(facts, layer, seen):
         data_run=True,
         masked=True,
         optimizer={"bn": OptimizerFacts(holds=True, decay=0.1)},
-        output=OutputFacts(gap=0.1, recalibrated_gap=0.1, samples=8),
+        output=OutputFacts(gap=0.1, recalibrated_gap=0.1, moved=0.1, samples=8),
     )
     assert examine(whole).skipped == {}
     assert [one.code for one in examine(whole).findings] == ["BN310", "BN401"]

@@ -13,7 +13,7 @@ from bnlearn.clinic._checks import CHECKS
 from bnlearn.clinic._facts import OptimizerFacts, OutputFacts
 
 NAN = float("nan")
-SOUND = OutputFacts(gap=0.21, recalibrated_gap=0.2, samples=32)
+SOUND = OutputFacts(gap=0.21, recalibrated_gap=0.2, moved=0.1, samples=32)
 
 
 def told(facts, code) -> list[Finding]:
@@ -497,7 +497,7 @@ def test_bn308(facts, layer, seen):
     ],
 )
 def test_bn309(facts, layer, fresh, gap, recalibrated, found):
-    output = OutputFacts(gap=gap, recalibrated_gap=recalibrated, samples=48)
+    output = OutputFacts(gap=gap, recalibrated_gap=recalibrated, moved=0.1, samples=48)
     findings = told(facts(output=output), "BN309")
     assert [(one.layer, one.severity) for one in findings] == ([("", "error")] if found else [])
     if found:
@@ -511,12 +511,30 @@ def test_bn309(facts, layer, fresh, gap, recalibrated, found):
 
 def test_bn309_allows_for_few_batches(facts, layer, seen):
     def flagged(gap, batches):
-        output = OutputFacts(gap=gap, recalibrated_gap=0.2, samples=32)
+        output = OutputFacts(gap=gap, recalibrated_gap=0.2, moved=0.1, samples=32)
         return told(facts(layer(seen=seen(batches=batches)), layer(name="aux", seen=None), output=output), "BN309")
 
     assert flagged(9.0, batches=1) == []  # the statistics of one batch are those of training
     assert flagged(0.65, batches=2) == []
     assert len(flagged(0.68, batches=2)) == 1
+
+
+def test_bn309_sees_what_new_statistics_would_move(facts, layer, seen):
+    def flagged(moved, left=0.2, samples=32, batches=16, **changes):
+        output = OutputFacts(gap=2 * left, recalibrated_gap=left, moved=moved, samples=samples)
+        return told(facts(layer(seen=seen(batches=batches), **changes), output=output), "BN309")
+
+    (finding,) = flagged(0.3)
+    assert "differ by 0.4 of their spread" in finding.evidence
+    assert "move those in evaluation mode by 0.3, more than the draw" in finding.evidence
+    assert (finding.layer, finding.severity) == ("", "error")
+    assert flagged(0.24) == []
+    assert flagged(0.3, left=0.4) == []  # the scatter of a batch's statistics is large, and theirs in proportion
+    assert len(flagged(0.5, left=0.4)) == 1
+    assert flagged(0.3, batches=2) == []
+    assert flagged(0.3, samples=15) == []
+    assert flagged(0.3, momentum=0.5) == []  # a quick average scatters more
+    assert len(flagged(0.3, left=0.3, momentum=None)) == 1  # a cumulative one does not
 
 
 def test_bn309_needs_outputs(facts):

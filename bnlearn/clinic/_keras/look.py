@@ -194,11 +194,12 @@ class _Watch:
         with kept(self.weights):
             self._pretend()
             recalibrated = self._pass(self.kept.inputs, False, lambda arrival: None)
-        gaps = [gap(self.kept.outputs, outputs) for outputs in (as_it_stands, recalibrated)]
-        if gaps[0] is None or gaps[1] is None:
+        before, left = (gap(self.kept.outputs, outputs) for outputs in (as_it_stands, recalibrated))
+        moved = gap(recalibrated, as_it_stands)
+        if before is None or left is None or moved is None:
             self.found.note("nothing in the outputs to compare training and evaluation by")
         else:
-            self.found.output = OutputFacts(gaps[0], gaps[1], self.kept.samples)
+            self.found.output = OutputFacts(before, left, moved, self.kept.samples)
 
     def _ratios(self, inputs: Any, reference: Mapping[str, Moments | None]) -> dict[str, Vector]:
         """The variance at inference over that in training, where all that differs is what is random in training.

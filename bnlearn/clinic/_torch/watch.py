@@ -160,10 +160,11 @@ def _evaluate(
     watch.model.eval()
     _pretend(watch.layers, population)
     recalibrated = watch.forward(*copied((kept.args, kept.kwargs)))
-    gaps = [_gap(kept.outputs, outputs) for outputs in (as_it_stands, recalibrated)]
-    if gaps[0] is None or gaps[1] is None:
+    gap, left = (_gap(kept.outputs, outputs) for outputs in (as_it_stands, recalibrated))
+    moved = _gap(recalibrated, as_it_stands)
+    if gap is None or left is None or moved is None:
         return None, ["nothing in the outputs to compare training and evaluation by"]
-    return OutputFacts(gaps[0], gaps[1], kept.samples), []
+    return OutputFacts(gap, left, moved, kept.samples), []
 
 
 def _pretend(layers: Mapping[str, _BatchNorm], population: Mapping[str, Observer]) -> None:

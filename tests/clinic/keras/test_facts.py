@@ -85,6 +85,7 @@ def test_what_arrives(plain):
     assert found.data_run
     assert found.output.samples == 8
     assert found.output.gap > found.output.recalibrated_gap > 0
+    assert found.output.moved > 0
     assert (found.single, found.notes, found.masked) == ((), (), False)
 
 

@@ -253,6 +253,7 @@ def test_the_gap_is_that_of_the_first_batch():
     recalibrated = twin.eval()(x)
     assert found.output.gap == pytest.approx(gap(in_training, in_evaluation), rel=1e-5)
     assert found.output.recalibrated_gap == pytest.approx(gap(in_training, recalibrated), rel=1e-4)
+    assert found.output.moved == pytest.approx(gap(recalibrated, in_evaluation), rel=1e-4)
     assert found.output.samples == 6
     # Without dropout, and with the batch's own statistics, nothing differs between the modes.
     np.testing.assert_allclose(found.layers[1].seen.evaluation_ratio, 1, rtol=1e-6)
