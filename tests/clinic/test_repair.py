@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 
 from bnlearn.clinic._repair import Repair
@@ -43,6 +46,15 @@ def test_the_record_cannot_be_changed():
     assert dict(done.left) == {"bn2": "why"}
     with pytest.raises(TypeError):
         done.left["bn9"] = "later"
+
+
+@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_it_is_not_copied_for_the_way_back_is_for_one_model(again):
+    done, undone = repair(left={})
+    with pytest.raises(TypeError, match=r"got a Repair, whose undo\(\) is for this very model; take \.model"):
+        again(done)
+    assert again(done.model)
+    assert not undone
 
 
 def test_undo_is_done_once():

@@ -45,10 +45,11 @@ class Indexed:
     [
         [X[:2], X[2:4], X[4:]],
         ((X[i : i + 2], 1) for i in (0, 2, 4)),
+        tuple((X[i : i + 2], 1) for i in (0, 2, 4)),
         Sequence(),
         tf.data.Dataset.from_tensor_slices(X).batch(2),
     ],
-    ids=["list", "generator", "PyDataset", "tf.data"],
+    ids=["list", "generator", "tuple", "PyDataset", "tf.data"],
 )
 def test_every_batch_once(data):
     np.testing.assert_array_equal(np.concatenate([np.asarray(inputs_of(batch)) for batch in batches(data)]), X)
@@ -70,6 +71,8 @@ def test_the_old_protocol():
         (X, TypeError, r"got one array of shape \(6, 2\).*\[batch\]"),
         (tf.constant(X), TypeError, r"got one array of shape \(6, 2\)"),
         ({"x": X}, TypeError, "got a dict"),
+        ((X, X[:, 0]), TypeError, r"got a tuple of arrays.*one batch, \[batch\]; of several, list\(data\)"),
+        ((1, tf.constant(X)), TypeError, "got a tuple of arrays"),
         ("data", TypeError, "got a str"),
         (7, TypeError, "got a int"),
         ([], ValueError, "at least one batch, got an empty list"),
