@@ -27,7 +27,8 @@ def audit(
     r"""Look a model over for what goes wrong with batch normalisation.
 
     Nothing is changed: modes, statistics, gradients, hooks and random state are as before, whatever happens. No batch
-    is run more than three times, all but two are run once, and only one is kept.
+    is run more than three times, all but two are run once, and only one is kept. Beside it there is a copy of the
+    parameters and buffers, to put back what a forward pass writes.
 
     Parameters
     ----------
