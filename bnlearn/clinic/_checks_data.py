@@ -194,7 +194,8 @@ def _of_the_start(layer: LayerFacts) -> str:
     if not layer.batches_seen or layer.momentum is None or not 0 < layer.momentum < 1:
         return ""
     left = (1 - layer.momentum) ** layer.batches_seen
-    if left < OF_THE_START:
+    # What was computed in another way since, as recalibration does, may well lie below what the start would leave.
+    if left < OF_THE_START or layer.running_var is None or (layer.running_var < 0.999 * left).any():
         return ""
     return f" After {layer.batches_seen} batches at momentum={layer.momentum:.3g}, {left:.0%} of the start is in them."
 

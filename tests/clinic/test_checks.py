@@ -402,7 +402,9 @@ def test_bn306_is_silent_where_it_cannot_tell(facts, layer, seen, fresh):
 
 def test_bn306_tells_what_is_left_of_the_start(facts, layer, seen):
     def slow(**changes):
-        (finding,) = told(facts(replace(stale(layer, seen, shift=9.0), **changes)), "BN306")
+        (finding,) = told(
+            facts(replace(stale(layer, seen, shift=9.0), **{"running_var": np.ones(8)} | changes)), "BN306"
+        )
         return finding.evidence
 
     assert slow(momentum=0.001, batches_seen=86).endswith(
@@ -410,6 +412,9 @@ def test_bn306_tells_what_is_left_of_the_start(facts, layer, seen):
     )
     for known in ({"batches_seen": 40}, {"batches_seen": None}, {"momentum": None}, {"momentum": 1.0}):
         assert "of the start" not in slow(**known)
+    # A moving average of 8 batches holds 0.43 of the variance 1 that it began with: recalibrated ones need not.
+    for var, told_of in ((np.full(8, 0.44), True), (np.where(np.arange(8) < 7, 5.0, 0.42), False)):
+        assert ("of the start" in slow(batches_seen=8, momentum=0.1, running_var=var)) == told_of
 
 
 def test_bn307(facts, layer, seen):
